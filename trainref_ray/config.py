@@ -1,0 +1,399 @@
+"""Every setting of a run: one frozen model per stage, presets, and the fingerprint that decides what runs again.
+
+Unknown keys and bad values are refused where the settings are built, before any worker starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainref_ray.errors import ConfigError
+from trainref_ray.schemas import SCHEMA_VERSION
+
+METHOD_VERSION = 1
+"""Part of every fingerprint: raised when a change of the code changes a stage's result for equal settings."""
+
+
+class Settings(BaseModel):
+    """Base of all groups of settings: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ReadSettings(Settings):
+    """Reading and decoding of shards."""
+
+    max_pixels: int = Field(64_000_000, gt=0)
+    """Largest image that is decoded, width times height; a larger one is quarantined."""
+    max_bytes: int = Field(64 * 2**20, gt=0)
+    """Largest image file that is read, bytes; a larger one is quarantined."""
+    allow_truncated_shards: bool = False
+    """Go on with a shard whose end is missing: what can be read is used, the rest is one quarantined row."""
+
+
+class ModelSettings(Settings):
+    """The backbone beyond its name and image size."""
+
+    weights: str = "none"
+    """none (from scratch), public (torchvision's weights for this backbone) or a safetensors file of this project's."""
+    cifar_stem: bool | None = None
+    """ResNets: 3x3 stem without pooling, for small images; by default on below 64 px."""
+
+
+class TrainSettings(Settings):
+    """One training: optimiser, length, views."""
+
+    epochs: int = Field(12, ge=1)
+    """Passes over the images."""
+    batch_size: int = Field(128, ge=2)
+    """Images a step, over all workers together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd (Nesterov momentum 0.9) or adamw."""
+    learning_rate: float = Field(0.1, gt=0)
+    """Largest learning rate, reached after the warm-up, then down by half a cosine to 0."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """On weights of two and more dimensions; biases and norms are left alone."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly."""
+    crop: bool = True
+    """Views: random crop from the padded (small) or larger (big) image."""
+    flip: bool = True
+    """Views: mirrored left to right, half of the time. Wrong for digits and text."""
+    randaugment: int = Field(0, ge=0, le=30)
+    """Views: magnitude of RandAugment (two operations an image), 0 = off."""
+    mixup: float = Field(0.0, ge=0)
+    """Views: Mixup's Beta parameter, 0 = off. The paper's 0.4 is for large pre-trained backbones."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread over all classes."""
+    keep_best: bool = False
+    """Keep the epoch with the lowest loss on the held-out references, not the last one."""
+    freeze_backbone: bool = False
+    """Train the head alone."""
+
+
+class FinetuneSettings(TrainSettings):
+    """Fine-tuning on the curated set."""
+
+    reset: bool = False
+    """Start from fresh weights, not from the model that the curation used."""
+    targets: Literal["soft", "hard"] = "soft"
+    """Train on the label distributions, or on their largest class."""
+
+
+class ProbeSettings(Settings):
+    """The linear head whose gradients are compared."""
+
+    epochs: int = Field(10, ge=1)
+    """Passes over the embeddings."""
+    batch_size: int = Field(512, ge=1)
+    """Embeddings a step."""
+    learning_rate: float = Field(0.05, gt=0)
+    """Adam's, constant."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Adam's L2 penalty."""
+    scale: float = Field(16.0, gt=0)
+    """Unit-norm embeddings are multiplied by this before the head, which would learn too slowly otherwise."""
+    checkpoints: int = Field(3, ge=1)
+    """Heads whose influence is averaged, the last of this many equal pieces of the training."""
+    bias: bool = True
+    """Whether the head has a bias, and with it the gradient's last column."""
+
+
+class AugmentSettings(Settings):
+    """Phase II: which samples join the reference set."""
+
+    delta: float = Field(0.8, ge=-1, le=1)
+    """Least normalised evidence of the given label, as a share of what C classes allow."""
+    per_class: int = Field(200, ge=0)
+    """Most samples that join a class; 0 = none, the given references alone."""
+    min_norm: float = Field(0.25, ge=0)
+    """Least length of the evidence before it is normalised, as a share of the median over all samples."""
+
+
+class VoteSettings(Settings):
+    """Phase III: supporters, their vote, and how the three sources of evidence make one distribution."""
+
+    k: int = Field(10, ge=1)
+    """Supporters of a sample."""
+    near_duplicate: float = Field(0.9999, gt=0, le=1)
+    """A member with a cosine above this is a copy and does not support the sample."""
+    diversity: bool = False
+    """Take the k from the most similar quarter of 4k, each one unlike those taken."""
+    balance: float = Field(1.0, ge=0, le=1)
+    """1 = votes are divided by the class's share of the members, 0 = not, between = a power of it."""
+    temperature: float = Field(0.5, gt=0)
+    """Sharpening of the distribution: q to the power 1/temperature."""
+    vote_weight: float = Field(1.0, ge=0)
+    """Weight of the supporters' vote in the curated distribution."""
+    influence_weight: float = Field(1.0, ge=0)
+    """Weight of the influence of the given references."""
+    model_weight: float = Field(1.0, ge=0)
+    """Weight of the probe's own probabilities."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> VoteSettings:
+        if self.vote_weight + self.influence_weight + self.model_weight <= 0:
+            raise ValueError("one of vote_weight, influence_weight, model_weight must be above 0")
+        return self
+
+
+class OodSettings(Settings):
+    """Out-of-distribution scores and their cut."""
+
+    score: Literal["mahalanobis", "mahalanobis_class", "knn"] = "mahalanobis_class"
+    """Distance under one Gaussian, under one a class with shared covariance, or mean cosine distance to supporters."""
+    shrinkage: float = Field(0.1, ge=0, le=1)
+    """Share of the identity (times the mean variance) in the covariance."""
+    quantile: float = Field(0.95, gt=0, lt=1)
+    """Share of in-distribution samples below the cut."""
+    calibration_samples: int = Field(2000, ge=20)
+    """Most samples that the cut is set on: drawn at random from those that pass the evidence bar."""
+
+
+class DecideSettings(Settings):
+    """From distribution to decision."""
+
+    keep_at: float = Field(0.5, ge=0, le=1)
+    """Least probability of the given label to keep it."""
+    relabel_entropy: float = Field(0.8, ge=0)
+    """Largest entropy, bits, at which another leading class replaces the label."""
+    keep_as: Literal["soft", "hard"] = "soft"
+    """Write the distribution of a kept sample, or its label alone."""
+
+
+class CalibrateSettings(Settings):
+    """Temperature scaling."""
+
+    per_class: int = Field(10, ge=0)
+    """References a class, at most, that no training sees: they choose the epoch and the temperature."""
+
+
+class EvaluateSettings(Settings):
+    """Figures that need truth or test data."""
+
+    bootstrap: int = Field(1000, ge=0)
+    """Resamples for the 95 % intervals; 0 = none."""
+    fewer_references: tuple[int, ...] = ()
+    """Curate once more with so many references a class, on the same embeddings, for the table."""
+
+
+class ReportSettings(Settings):
+    """The HTML report."""
+
+    gallery: int = Field(24, ge=0, le=500)
+    """Images in each gallery."""
+
+
+class ResourceSettings(Settings):
+    """Where and how wide things run. Changes no result, so it is in no fingerprint."""
+
+    address: str | None = None
+    """Ray's address; by default the running cluster of this job, else a local Ray."""
+    train_workers: int = Field(1, ge=1)
+    """Processes of Ray Train. One on a small machine: each takes seconds to start."""
+    embed_workers: int | None = None
+    """Actors that embed; by default one a GPU, else one for two CPUs."""
+    embed_batch: int = Field(256, ge=1)
+    """Images at once through the backbone."""
+    index_shards: int = Field(2, ge=1)
+    """Pieces of the supporter index, an actor each."""
+    index_replicas: int = Field(1, ge=1)
+    """Copies of each piece."""
+    gpu: bool | None = None
+    """Use GPUs; by default when the cluster has one."""
+    bf16: bool | None = None
+    """Autocast to bfloat16; by default on GPUs alone."""
+    cache_bytes: int = Field(4 * 2**30, ge=0)
+    """Images are held in memory as uint8 by a training worker if they fit in this; else streamed each epoch."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds to wait for resources or an answer before giving up with a message."""
+
+
+class TrackingSettings(Settings):
+    """MLflow."""
+
+    enabled: bool = True
+    """Whether to log at all."""
+    uri: str | None = None
+    """Tracking URI; by default sqlite in the run folder."""
+    experiment: str = "trainref"
+    """Experiment's name."""
+
+
+class Config(Settings):
+    """All settings of a curation."""
+
+    data: tuple[str, ...] = ()
+    """Shards: brace pattern, glob, list, directory or object-store URL; `sample:digits` is the embedded sample."""
+    test_data: tuple[str, ...] = ()
+    """Shards of a clean test set, for figures only."""
+    reference: str | None = None
+    """The trusted set: a csv file with the columns key,label."""
+    reference_per_class: int | None = Field(None, ge=1)
+    """Draw so many references a class from the trusted field instead."""
+    out: str = "runs/run"
+    """The run folder: a path or an object-store URL."""
+    seed: int = Field(0, ge=0)
+    """Of every random choice."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many samples alone."""
+    backbone: str = "cnn_small"
+    """cnn_small, resnet18, resnet50 or any torchvision classification model."""
+    image_size: int = Field(32, ge=8, le=1024)
+    """Side of the images given to the backbone, pixels."""
+    label_field: str = "label"
+    """Field of KEY.json with the given label; KEY.cls works too."""
+    truth_field: str = "true_label"
+    """Field with the true label, -1 = of no class; read by the choice of references and by evaluation alone."""
+    classes: str | None = None
+    """JSON list of class names; by default classes.json beside the shards."""
+    resume: bool = True
+    """Go on with what the run folder holds; --no-resume removes its results first."""
+    allow_missing_classes: bool = False
+    """Go on when a class has no reference."""
+    retry_quarantined: bool = False
+    """Read shards with quarantined samples again."""
+    rounds: int = Field(2, ge=1, le=10)
+    """Curate and fine-tune so many times."""
+    finetune_model: bool = True
+    """Whether to fine-tune a model; without, one round of curation is the result."""
+
+    read: ReadSettings = ReadSettings()
+    model: ModelSettings = ModelSettings()
+    pretrain: TrainSettings = TrainSettings(keep_best=True)
+    probe: ProbeSettings = ProbeSettings()
+    augment: AugmentSettings = AugmentSettings()
+    vote: VoteSettings = VoteSettings()
+    ood: OodSettings = OodSettings()
+    decide: DecideSettings = DecideSettings()
+    finetune: FinetuneSettings = FinetuneSettings(epochs=8, learning_rate=0.02)
+    calibrate: CalibrateSettings = CalibrateSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
+    resources: ResourceSettings = ResourceSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _one_source_of_references(self) -> Config:
+        if self.reference is not None and self.reference_per_class is not None:
+            raise ValueError("give reference (a file) or reference_per_class, not both")
+        return self
+
+
+STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "inventory": ("label_field", "truth_field", "limit", "read", "classes"),
+    "pretrain": ("seed", "backbone", "image_size", "model", "pretrain", "calibrate"),
+    "embeddings": ("backbone", "image_size", "model"),
+    "probe": ("seed", "probe"),
+    "evidence": ("probe",),
+    "references": ("augment",),
+    "supporters": ("vote.k", "vote.near_duplicate", "vote.diversity"),
+    "ood": ("seed", "ood", "augment"),
+    "decisions": ("vote", "decide", "ood"),
+    "finetune": ("seed", "backbone", "image_size", "model", "finetune", "calibrate"),
+    "predictions": ("backbone", "image_size", "model"),
+}
+"""The settings that change the result of each stage, besides what the stages before it hand on."""
+
+
+def setting(config: Config, name: str) -> Any:
+    """The value of a dotted setting such as `vote.k`, as plain JSON data."""
+    value: Any = config.model_dump(mode="json")
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def fingerprint(config: Config, stage: str, *upstream: str) -> str:
+    """Eight hexadecimal digits that change when the result of `stage` may change.
+
+    Args:
+        config: all settings.
+        stage: a key of `STAGE_SETTINGS`.
+        upstream: fingerprints of the stages and hashes of the data that this stage reads, in a fixed order.
+    """
+    content = {
+        "stage": stage,
+        "settings": {name: setting(config, name) for name in STAGE_SETTINGS[stage]},
+        "upstream": upstream,
+        "schema": SCHEMA_VERSION,
+        "method": METHOD_VERSION,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package."""
+    folder = resources.files("trainref_ray") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset, by name or as a path to a YAML file, as nested dictionaries.
+
+    Raises:
+        ConfigError: there is no such preset, or the file is not a YAML mapping.
+    """
+    if name in preset_names():
+        text = (resources.files("trainref_ray") / "presets" / f"{name}.yaml").read_text()
+    elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise ConfigError(f"preset {name!r} does not exist; allowed: {', '.join(preset_names())}, or a .yaml file")
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"preset {name!r} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"preset {name!r} must map settings to values, not be a {type(content).__name__}")
+    return content
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, group by group."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _default_groups() -> dict[str, Any]:
+    """Defaults that differ from their group's own, e.g. the learning rate of the fine-tuning."""
+    return Config().model_dump()
+
+
+def make_config(*layers: Mapping[str, Any]) -> Config:
+    """Settings from nested dictionaries, later ones first in force, over the defaults.
+
+    Raises:
+        ConfigError: an unknown key or a bad value; names the key, the value and what is allowed.
+    """
+    content = _default_groups()
+    for layer in layers:
+        content = merge(content, layer)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first problem: key, value, what is allowed."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        group: Any = Config
+        for part in problem["loc"][:-1]:
+            group = group.model_fields[str(part)].annotation
+        return f"unknown setting {key!r}; allowed: {', '.join(group.model_fields)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"setting {key!r} is {problem['input']!r}: {message}" if key else f"settings: {message}"
