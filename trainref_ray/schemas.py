@@ -5,8 +5,6 @@ Missing values are null, never NaN. Scores lie in [0, 1]; their direction is par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,7 +39,9 @@ INVENTORY = pa.schema(
         _column("url", pa.string(), "where the tar is"),
         _column("etag", pa.string(), "changes when the file changes: the store's tag, else size and modification time"),
         _column("bytes", pa.int64(), "size of the tar"),
-        _column("samples", pa.int64(), "rows of the shard's samples table, the quarantined included"),
+        _column(
+            "samples", pa.int64(), "rows of the shard, the quarantined included; null before it is read", nullable=True
+        ),
     ]
 )
 
@@ -61,8 +61,12 @@ SAMPLES = pa.schema(
 TRUTH = pa.schema(
     [
         _column("uid", pa.int64(), "shard_id << 32 | row"),
-        _column("true_label", pa.int32(), "true class, -1 = of none; for evaluation and the choice of references only",
-                nullable=True),
+        _column(
+            "true_label",
+            pa.int32(),
+            "true class, -1 = of none; for evaluation and the choice of references only",
+            nullable=True,
+        ),
     ]
 )
 
@@ -83,6 +87,7 @@ def embeddings(width: int) -> pa.Schema:
         [
             _column("uid", pa.int64(), "shard_id << 32 | row"),
             _column("embedding", pa.list_(pa.float16(), width), "unit norm"),
+            _column("model_class", pa.int32(), "the class that the embedding model's own head would give"),
         ]
     )
 
@@ -117,8 +122,15 @@ DECISION = pa.schema(
         _column("key", pa.string(), "name of the sample; `shard:key` where the key is not unique over all shards"),
         _column("label", pa.int32(), "given label", nullable=True),
         _column("decision", pa.dictionary(pa.int32(), pa.string()), "keep, relabel, soften, ood or quarantined"),
-        _column("soft_label", SOFT_LABEL, "curated label distribution, largest first; null for ood and quarantined",
-                nullable=True),
+        _column(
+            "soft_label",
+            SOFT_LABEL,
+            "curated label distribution, largest first; null for ood and quarantined",
+            nullable=True,
+        ),
+        _column(
+            "best_class", pa.int32(), "largest class of the distribution, that of an ood sample included", nullable=True
+        ),
         _column("label_quality", pa.float32(), "0 to 1, higher = the given label is more likely right", nullable=True),
         _column("ood_score", pa.float32(), "0 to 1, higher = stranger; the cut is at 0.5", nullable=True),
         _column("reason", pa.string(), "why this decision"),
@@ -168,8 +180,11 @@ def check(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
 
 def fixed_size_list(values: np.ndarray, kind: pa.DataType, mask: np.ndarray | None = None) -> pa.FixedSizeListArray:
     """[n, d] numpy values as a portable Arrow column; `mask` true = null component."""
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=kind,
-                    mask=None if mask is None else np.ascontiguousarray(mask).reshape(-1))
+    flat = pa.array(
+        np.ascontiguousarray(values).reshape(-1),
+        type=kind,
+        mask=None if mask is None else np.ascontiguousarray(mask).reshape(-1),
+    )
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
@@ -204,7 +219,7 @@ def soft_label_column(distributions: np.ndarray, keep: np.ndarray, floor: float 
     return pa.ListArray.from_arrays(pa.array(offsets), entries, mask=pa.array(~keep))
 
 
-def dense_soft_labels(column: pa.ChunkedArray | Sequence, classes: int) -> np.ndarray:
+def dense_soft_labels(column: pa.ChunkedArray | pa.ListArray, classes: int) -> np.ndarray:
     """The inverse of `soft_label_column`: float32 [n, C]; a null row is all zero."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     dense = np.zeros((len(array), classes), np.float32)

@@ -1,0 +1,39 @@
+# Everything runs in .venv, made from requirements.lock; uv is used where it is found, else it is put into .uv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV = $$(command -v uv || echo .uv/bin/uv)
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: setup demo test check format lock clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v uv >/dev/null || test -x .uv/bin/uv || ($(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv)
+	test -x $(BIN)/python || $(UV) venv --quiet --python $$(command -v $(PYTHON)) $(VENV)
+	VIRTUAL_ENV=$(VENV) $(UV) pip sync --quiet requirements.lock
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --editable .
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python jobs/curate_webvision.py
+
+test: check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check trainref_ray jobs tests
+	$(BIN)/ruff format --check trainref_ray jobs tests
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix trainref_ray jobs tests
+	$(BIN)/ruff format trainref_ray jobs tests
+
+lock:
+	$(UV) pip compile --quiet --universal --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) .uv runs

@@ -1,0 +1,49 @@
+"""What several tests share: one local Ray for the whole session, and a tiny curation of the embedded digits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = Path(os.environ.get("TRAINREF_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+TINY: dict[str, Any] = {
+    "data": ["sample:digits"],
+    "test_data": ["sample:digits"],
+    "reference_per_class": 3,
+    "image_size": 8,
+    "rounds": 1,
+    "limit": 500,
+    "pretrain": {"epochs": 3, "flip": False, "crop": False, "keep_best": True},
+    "finetune": {"epochs": 2, "flip": False, "crop": False},
+    "evaluate": {"bootstrap": 20},
+    "report": {"gallery": 6},
+    "tracking": {"enabled": False},
+}
+"""A curation that takes seconds once Ray runs: a third of the digits, few epochs."""
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray of two CPUs for every test of the session."""
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample as shards: train-*.tar, test-*.tar, classes.json."""
+    from trainref_ray.data.prepare import prepare_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    prepare_digits(folder, seed=0)
+    return folder

@@ -1,0 +1,61 @@
+"""METHOD 5: one decision of four, the first rule that holds, and the label that is written."""
+
+import numpy as np
+import pytest
+
+from trainref_ray import schemas
+from trainref_ray.method import decide
+
+Q = np.array(
+    [
+        [0.1, 0.9, 0.0],  # a reference: trusted 0
+        [0.9, 0.1, 0.0],  # out of distribution, though its label leads
+        [0.5, 0.4, 0.1],  # keep, just
+        [0.05, 0.95, 0.0],  # relabel: entropy 0.29 bit
+        [0.2, 0.6, 0.2],  # soften: entropy 1.37 bit
+        [0.45, 0.3, 0.25],  # soften: its own label leads, but below 0.5
+    ]
+)
+LABELS = np.zeros(6, int)
+IS_REFERENCE = np.array([True] + [False] * 5)
+TRUSTED = np.array([0, 2, 2, 2, 2, 2])
+OOD = np.array([0.9, 0.51, 0.5, 0.2, 0.2, 0.2], np.float32)
+RULES = {"keep_at": 0.5, "relabel_entropy": 0.8}
+
+
+def test_first_rule_that_holds():
+    codes, reasons = decide.decide(Q, LABELS, IS_REFERENCE, TRUSTED, OOD, **RULES, class_names=["cat", "dog", "owl"])
+    assert codes.dtype == np.int8
+    names = [decide.DECISIONS[code] for code in codes]
+    assert names == ["keep", "ood", "keep", "relabel", "soften", "soften"]
+    assert reasons[0] == "trusted reference of cat"
+    assert "0.510" in reasons[1]
+    assert "cat has probability 0.50" in reasons[2]
+    assert "dog leads with 0.95" in reasons[3]
+    assert "0.29 bit, below 0.8" in reasons[3]
+    assert "1.37 bit is not below 0.8" in reasons[4]
+    assert "it leads, but is below 0.5" in reasons[5]
+    assert "class 1 leads" in decide.decide(Q, LABELS, IS_REFERENCE, TRUSTED, OOD, **RULES)[1][3]
+
+
+def test_codes_are_the_tables_words():
+    assert schemas.DECISIONS[:4] == decide.DECISIONS
+    assert decide.DECISIONS[decide.OOD] == "ood"
+
+
+@pytest.mark.parametrize("keep_as", ["soft", "hard"])
+def test_written_labels(keep_as):
+    codes, _ = decide.decide(Q, LABELS, IS_REFERENCE, TRUSTED, OOD, **RULES)
+    trusted = np.array([2, 1, 1, 1, 1, 1])
+    written = decide.written_labels(Q, codes, LABELS, trusted, IS_REFERENCE, keep_as=keep_as)
+    kept = [0.5, 0.4, 0.1] if keep_as == "soft" else [1, 0, 0]
+    expected = [[0, 0, 1], [0, 0, 0], kept, [0, 1, 0], [0.2, 0.6, 0.2], [0.45, 0.3, 0.25]]
+    np.testing.assert_allclose(written, expected, rtol=1e-6)
+
+
+def test_entropy_and_quality_by_hand():
+    q = np.array([[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0.25] * 4])
+    np.testing.assert_allclose(decide.entropy_bits(q), [1, 0, 2])
+    quality = decide.label_quality(q, np.array([1, 1, 3]))
+    assert quality.tolist() == [0.5, 0.0, 0.25]
+    assert quality.dtype == np.float32

@@ -1,0 +1,111 @@
+"""METHOD 4: distances, the random calibration draw and the cut."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainref_ray.method import ood
+
+
+def reference_distance(values, means, precision):
+    differences = values[:, None] - means[None]
+    return np.sqrt(np.einsum("ngd,de,nge->ng", differences, precision, differences).min(1))
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_gaussian_and_distance_against_the_definition(by_class):
+    generator = np.random.default_rng(0)
+    values, labels = generator.normal(size=(60, 5)), generator.integers(0, 3, 60)
+    groups = labels if by_class else np.zeros(60, int)
+    means = np.stack([values[groups == label].mean(0) for label in np.unique(groups)])
+    centred = values - means[groups]
+    covariance = centred.T @ centred / (60 - len(means))
+    shrunk = 0.8 * covariance + 0.2 * np.trace(covariance) / 5 * np.eye(5)
+    fitted = ood.fit_gaussian(values, labels if by_class else None, classes=4, shrinkage=0.2)
+    assert fitted.means.shape == (3 if by_class else 1, 5)  # class 3 has no member
+    np.testing.assert_allclose(fitted.precision, np.linalg.inv(shrunk), rtol=1e-4, atol=1e-5)
+    others = generator.normal(size=(20, 5))
+    np.testing.assert_allclose(
+        ood.mahalanobis(others, fitted), reference_distance(others, means, np.linalg.inv(shrunk)), rtol=1e-4
+    )
+
+
+def test_shrunk_to_the_identity_distances_are_euclidean():
+    values = np.array([[0.0, 0.0], [2.0, 0.0]])
+    fitted = ood.fit_gaussian(values, None, classes=2, shrinkage=1.0)  # mean (1, 0), variance (2 + 0) / 2 = 1
+    assert ood.mahalanobis(np.array([[1.0, 3.0]]), fitted) == pytest.approx(3.0, rel=1e-5)
+
+
+def test_fewer_members_than_width_and_one_a_class():
+    values = np.eye(3, 50)
+    fitted = ood.fit_gaussian(values, np.arange(3), classes=3, shrinkage=0.1)
+    assert ood.mahalanobis(values, fitted).tolist() == pytest.approx([0, 0, 0], abs=1e-3)
+    singular = ood.fit_gaussian(values[:2], None, classes=3, shrinkage=0.0)
+    assert np.isfinite(ood.mahalanobis(values, singular)).all()
+    with pytest.raises(ValueError, match="at least one member"):
+        ood.fit_gaussian(values[:0], None, classes=3, shrinkage=0.1)
+
+
+def test_knn_distance_by_hand():
+    found = ood.knn_distance(np.array([[0.9, 0.7], [0.4, 0.1], [0.0, 0.0]]), np.array([[1, 1], [1, 0], [0, 0]], bool))
+    np.testing.assert_allclose(found, [0.2, 0.6, 2.0], rtol=1e-6)
+
+
+def test_calibration_draw_depends_on_uids_and_seed_alone():
+    generator = np.random.default_rng(0)
+    uids = generator.permutation(5000)[:1000]
+    passes, member = uids % 3 == 0, uids % 6 == 0
+    drawn = set(uids[ood.calibration_rows(uids, passes, member, 50, 7)].tolist())
+    assert len(drawn) == 50
+    assert all(uid % 3 == 0 for uid in drawn)
+    order = generator.permutation(1000)
+    assert drawn == set(uids[order][ood.calibration_rows(uids[order], passes[order], member[order], 50, 7)].tolist())
+    rest = passes[order]  # rows that do not pass play no part
+    alone = uids[order][rest]
+    assert drawn == set(alone[ood.calibration_rows(alone, alone >= 0, alone % 6 == 0, 50, 7)].tolist())
+    assert drawn != set(uids[ood.calibration_rows(uids, passes, member, 50, 8)].tolist())
+
+
+def test_calibration_draw_is_random_and_leaves_half_of_the_members():
+    uids = np.arange(10_000)
+    drawn = ood.calibration_rows(uids, np.ones(10_000, bool), np.zeros(10_000, bool), 2000, 0)
+    assert uids[drawn].mean() == pytest.approx(5000, abs=4 * 2887 / 2000**0.5)
+    member = uids < 1000
+    drawn = ood.calibration_rows(uids, np.ones(10_000, bool), member, 10_000, 0)
+    assert member[drawn].sum() == 500
+    assert 4000 < len(drawn) < 6000
+    assert len(ood.calibration_rows(uids[:4], np.ones(4, bool), np.ones(4, bool), 20, 0)) == 2
+    assert len(ood.calibration_rows(uids, np.zeros(10_000, bool), member, 20, 0)) == 0
+
+
+def test_cut_by_hand():
+    scores = np.arange(1.0, 20.0)  # n = 19: rank ⌈20 · 0.95⌉ = 19
+    assert ood.cut(scores, 0.95) == 19.0
+    assert ood.cut(np.arange(1.0, 40.0), 0.95) == 38.0  # ⌈40 · 0.95⌉
+    assert ood.cut(np.arange(1.0, 4.0), 0.95) == 3.0
+    assert ood.cut(np.array([]), 0.95) == math.inf
+
+
+def test_cut_flags_the_stated_share_of_new_samples():
+    generator = np.random.default_rng(1)
+    rates = [(generator.random(1000) > ood.cut(generator.random(99), 0.95)).mean() for _ in range(400)]
+    assert np.mean(rates) == pytest.approx(0.05, abs=0.004)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1e30), min_size=2, max_size=20), st.floats(0, 1e30))
+def test_score_is_half_at_the_cut_and_rises(raw, cut):
+    values = np.sort(np.array([*raw, cut, np.nextafter(cut, np.inf)]))
+    score = ood.ood_score(values, cut)
+    assert ((score >= 0) & (score < 1)).all()
+    assert (np.diff(score) >= 0).all()
+    assert ((score > 0.5) == (values > cut)).all()
+    assert (score[values == cut] == 0.5).all()
+
+
+def test_score_by_hand():
+    np.testing.assert_allclose(ood.ood_score(np.array([0.0, 1.0, 3.0, 9.0]), 3.0), [0, 0.25, 0.5, 0.75])
+    assert ood.ood_score(np.array([5.0]), math.inf).tolist() == [0.0]

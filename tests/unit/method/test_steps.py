@@ -1,0 +1,84 @@
+"""Steps between tables: a row's result does not depend on which other rows are with it."""
+
+import numpy as np
+import pytest
+
+from trainref_ray.method import steps
+from trainref_ray.method.influence import unit_rows
+from trainref_ray.retrieval.index import SupporterIndex
+
+GENERATOR = np.random.default_rng(0)
+EMBEDDINGS = unit_rows(GENERATOR.normal(size=(120, 6)).astype(np.float16))
+MEMBER_ROWS = np.sort(GENERATOR.permutation(120)[:50])
+RULES = {"k": 4, "near_duplicate": 0.999, "diversity": False}
+
+
+def make_members(embeddings=EMBEDDINGS, digests=None):
+    labels = np.arange(120) % 3
+    return steps.Members(
+        MEMBER_ROWS, labels[MEMBER_ROWS], embeddings[MEMBER_ROWS], None if digests is None else digests[MEMBER_ROWS]
+    )
+
+
+def find(rows, embeddings=EMBEDDINGS, digests=None, **changes):
+    members = make_members(embeddings, digests)
+    search = SupporterIndex.build(members.embeddings, members.uids).search
+    own = None if digests is None else digests[rows]
+    return steps.find_supporters(search, rows, embeddings[rows], own, members, **(RULES | changes))
+
+
+@pytest.mark.parametrize("diversity", [False, True])
+def test_a_shard_gives_what_all_rows_give(diversity):
+    everything = find(np.arange(120), diversity=diversity)
+    part = find(np.arange(30, 41), diversity=diversity)
+    for name in ("uids", "similarity", "labels"):
+        assert (getattr(part, name) == getattr(everything, name)[30:41]).all()
+    assert (np.diff(everything.similarity) <= 0).all()
+    assert (everything.uids != np.arange(120)[:, None]).all()
+    assert (everything.labels == everything.uids % 3).all()
+
+
+def test_supporters_are_the_nearest_members():
+    similarity = EMBEDDINGS @ EMBEDDINGS[MEMBER_ROWS].T
+    similarity[MEMBER_ROWS, np.arange(50)] = -9
+    expected = MEMBER_ROWS[np.argsort(-similarity, axis=1)[:, :4]]
+    assert (find(np.arange(120)).uids == expected).all()
+
+
+def test_many_copies_are_searched_past():
+    embeddings = EMBEDDINGS.copy()
+    embeddings[MEMBER_ROWS[:40]] = embeddings[MEMBER_ROWS[0]]  # 40 members are copies of one image
+    found = find(MEMBER_ROWS[:1], embeddings)
+    assert set(found.uids[0]) <= set(MEMBER_ROWS[40:].tolist())
+    assert (found.uids >= 0).all()
+    digests = np.arange(120)
+    digests[MEMBER_ROWS[1:46]] = digests[MEMBER_ROWS[0]]  # known by digest alone: only 4 others are left
+    assert set(find(MEMBER_ROWS[:1], digests=digests).uids[0]) == set(MEMBER_ROWS[46:].tolist())
+    short = find(MEMBER_ROWS[:1], digests=digests, k=6)
+    assert short.uids[0, 4:].tolist() == [-1, -1]
+    assert short.similarity[0, 4:].tolist() == [0.0, 0.0]
+    assert short.labels[0, 4:].tolist() == [-1, -1]
+
+
+def test_diverse_supporters_are_less_alike():
+    def alike(found):
+        vectors = EMBEDDINGS[found.uids]
+        return np.einsum("nkd,nld->nkl", vectors, vectors).mean()
+
+    assert alike(find(np.arange(120), diversity=True)) < alike(find(np.arange(120))) - 0.05
+
+
+@pytest.mark.parametrize("score", ["knn", "mahalanobis", "mahalanobis_class"])
+def test_cut_and_left_out_calibration(score):
+    drawn = MEMBER_ROWS[:20]
+    found = find(drawn)
+    options = {"score": score, "classes": 3, "shrinkage": 0.1, "quantile": 0.8}
+    model = steps.fit_ood(make_members(), drawn, EMBEDDINGS[drawn], found, **options)
+    raw = steps.raw_ood(EMBEDDINGS[drawn], found, model.gaussian)
+    assert model.cut == pytest.approx(np.sort(raw)[16])  # ⌈21 · 0.8⌉ = 17th
+    if model.gaussian is not None:  # the fit has not seen the calibration samples
+        moved = EMBEDDINGS.copy()
+        moved[drawn] = -moved[drawn]
+        again = steps.fit_ood(make_members(moved), drawn, EMBEDDINGS[drawn], found, **options)
+        assert (again.gaussian.means == model.gaussian.means).all()
+        assert (again.gaussian.precision == model.gaussian.precision).all()

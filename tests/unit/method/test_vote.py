@@ -1,0 +1,98 @@
+"""METHOD 3: who may support a sample, and what the supporters say."""
+
+import numpy as np
+import pytest
+
+from trainref_ray.method import vote
+
+
+def pick(sha=None, candidate_sha=None, k=2, near_duplicate=0.99):
+    return vote.pick_supporters(
+        np.array([1, 2]),
+        sha,
+        np.array([[1, 7, 8, 9], [5, 6, -1, -1]]),
+        np.array([[1.0, 0.995, 0.9, 0.8], [0.7, 0.6, 0.0, 0.0]], np.float32),
+        candidate_sha,
+        k=k,
+        near_duplicate=near_duplicate,
+    )
+
+
+def test_self_copies_and_missing_are_dropped():
+    columns, valid, enough = pick()
+    assert columns.tolist() == [[2, 3], [0, 1]]
+    assert valid.all()
+    assert enough.all()
+    digests = np.array([["a", "x", "a", "y"], [None, "b", None, None]], dtype=object)
+    columns, valid, enough = pick(np.array(["a", None], dtype=object), digests)
+    assert columns.tolist() == [[3, 0], [0, 1]]  # an unknown digest equals no other
+    assert valid.tolist() == [[True, False], [True, True]]
+    assert enough.tolist() == [False, True]
+
+
+def test_more_supporters_than_candidates():
+    columns, valid, enough = pick(k=6, near_duplicate=1.0)
+    assert columns.shape == valid.shape == (2, 6)
+    assert valid.sum(1).tolist() == [3, 2]
+    assert (columns[~valid] == 0).all()
+    assert not enough.any()
+
+
+def test_diverse_takes_the_one_least_similar_to_those_taken():
+    # columns 0, 1, 2 point almost alike; column 3 does not and comes second; 4 is not valid
+    pool = np.array([[[1, 0], [0.999, 0.0447], [0.995, 0.0999], [0, 1], [-1, 0]]], np.float32)
+    columns, valid = vote.diverse_supporters(pool, np.array([[True] * 4 + [False]]), k=2)
+    assert columns.tolist() == [[0, 3]]
+    assert valid.all()
+    columns, valid = vote.diverse_supporters(pool, np.array([[True] * 4 + [False]]), k=5)
+    assert columns[0, :4].tolist() == [0, 1, 2, 3]
+    assert valid.tolist() == [[True] * 4 + [False]]
+    # after 0 and 3 (cosines 1 and 0 to 0), column 2 is less similar to them at its nearest than column 1
+    assert vote.diverse_supporters(pool, np.array([[True] * 4 + [False]]), k=3)[0].tolist() == [[0, 2, 3]]
+
+
+def test_diversity_pool_leaves_a_choice_where_there_are_members():
+    assert vote.diversity_pool(10, 4000) == 40
+    assert vote.diversity_pool(10, 80) == 20
+    assert vote.diversity_pool(10, 12) == 10
+
+
+def test_vote_by_hand():
+    labels = np.array([[0, 1, 1], [2, -1, -1], [0, 0, -1]])
+    similarity = np.array([[0.5, 0.25, 0.25], [0.9, 0.9, 0.9], [-0.5, 0.0, 0.3]], np.float32)
+    counts = np.array([6, 2, 2])
+    plain = vote.vote(labels, similarity, classes=3, member_counts=counts, balance=0.0)
+    np.testing.assert_allclose(plain, [[0.5, 0.5, 0], [0, 0, 1], [1 / 3] * 3], rtol=1e-6)
+    balanced = vote.vote(labels, similarity, classes=3, member_counts=counts, balance=1.0)
+    np.testing.assert_allclose(balanced[0], [0.25, 0.75, 0], rtol=1e-6)
+    assert balanced.dtype == np.float32
+
+
+def test_sharpen_by_hand():
+    q = np.array([[0.6, 0.3, 0.1], [1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(vote.sharpen(q, 0.5)[0], np.array([36, 9, 1]) / 46, rtol=1e-6)
+    np.testing.assert_allclose(vote.sharpen(q, 1.0), q, rtol=1e-6)
+    np.testing.assert_allclose(vote.sharpen(np.full((1, 1000), 1e-3), 0.01), 1e-3, rtol=1e-5)  # no underflow
+
+
+def test_combine_is_the_weighted_mean():
+    parts = [np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]), np.array([[0.5, 0.5]])]
+    np.testing.assert_allclose(vote.combine(*parts, weights=(2, 1, 1)), [[0.625, 0.375]], rtol=1e-6)
+    np.testing.assert_allclose(vote.combine(*parts, weights=(0, 3, 0)), [[0.0, 1.0]], rtol=1e-6)
+    with pytest.raises(ValueError, match="zip"):
+        vote.combine(*parts, weights=(1, 1))
+
+
+def test_given_label_by_hand():
+    combined = np.array([[0.8, 0.2], [0.6, 0.4], [0.2, 0.8], [0.4, 0.6]], np.float32)
+    labels = np.array([0, 0, 1, 0])
+    mass = vote.class_label_mass(combined, labels)
+    np.testing.assert_allclose(mass, [[1.8, 0.2], [1.2, 0.8]], rtol=1e-6)  # class by label
+    parts = [vote.class_label_mass(combined[rows], labels[rows]) for rows in ([0, 2], [1, 3])]
+    np.testing.assert_allclose(sum(parts), mass)
+    # T = [[0.9, 0.1], [0.6, 0.4]]; last row: 0.4 * 0.9 against 0.6 * 0.6
+    np.testing.assert_allclose(vote.weigh_given_label(combined, labels, mass, 1.0)[3], [0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(vote.weigh_given_label(combined, labels, mass, 0.0), combined, rtol=1e-6)
+    second = np.array([0.4 * 0.9**0.5, 0.6 * 0.6**0.5])
+    found = vote.weigh_given_label(combined, labels, mass, 0.5)[3]
+    np.testing.assert_allclose(found, second / second.sum(), rtol=1e-6)

@@ -1,0 +1,161 @@
+"""Curation of arrays: finds wrong labels and foreign samples, repeats itself, refuses what does not fit."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from trainref_ray.arrays import curate_arrays
+from trainref_ray.config import make_config
+from trainref_ray.errors import ConfigError
+from trainref_ray.evaluate import metrics
+
+CLASSES = 4
+SETTINGS = make_config({"vote": {"k": 5}, "augment": {"per_class": 30}})
+
+
+@pytest.fixture(scope="module")
+def data():
+    """240 samples around 4 centres, 30 % with a wrong label, 20 foreign ones; 3 references a class."""
+    generator = np.random.default_rng(0)
+    centres = np.linalg.qr(generator.normal(size=(16, 16)))[0][: CLASSES + 1] * 3.0
+    truth = np.concatenate([np.arange(240) % CLASSES, np.full(20, -1)])
+    features = centres[truth] + generator.normal(size=(260, 16)) * 0.6
+    labels = np.where(truth >= 0, truth, generator.integers(0, CLASSES, 260))
+    wrong = generator.permutation(240)[:72]
+    labels[wrong] = (labels[wrong] + generator.integers(1, CLASSES, 72)) % CLASSES
+    reference_labels = np.arange(12) % CLASSES
+    return features, labels, centres[reference_labels] + generator.normal(size=(12, 16)) * 0.6, reference_labels, truth
+
+
+def curate(data, **changes):
+    return curate_arrays(*data[:4], **({"settings": SETTINGS} | changes))
+
+
+@pytest.fixture(scope="module")
+def result(data):
+    return curate(data)
+
+
+def test_finds_wrong_labels_and_foreign_samples(data, result):
+    _, labels, _, _, truth = data
+    nobody = np.zeros(260, bool)
+    found = metrics.noise_metrics(result.label_quality, labels, truth, nobody, result.decision != "keep")
+    assert found["noise_auroc"] > 0.97
+    assert metrics.relabel_accuracy(result.best_class, truth, nobody) > 0.95
+    assert metrics.ood_metrics(result.ood_raw, labels, truth, nobody, result.decision == "ood")["ood_auroc"] > 0.95
+    assert (truth != labels)[result.in_reference_set].mean() < 0.05
+
+
+def test_result_is_consistent(data, result):
+    labels = data[1]
+    assert result.soft_label.shape == (260, CLASSES)
+    out = result.decision == "ood"
+    assert (out == (result.ood_score > 0.5)).all()
+    assert (out == (result.ood_raw > result.ood_cut)).all()
+    np.testing.assert_allclose(result.soft_label.sum(1), np.where(out, 0, 1), atol=1e-5)
+    relabelled = result.decision == "relabel"
+    assert relabelled.any()
+    assert (result.soft_label[relabelled].argmax(1) != labels[relabelled]).all()
+    assert result.keys.tolist() == [str(row) for row in range(260)]
+    assert len(result.reasons) == 260
+    assert result.classes_left_short == []
+    assert np.bincount(labels[result.in_reference_set], minlength=CLASSES).max() <= 30
+
+
+def test_supporters_point_to_samples_and_references(data, result):
+    _, labels, _, trusted, _ = data
+    assert (result.supporters != np.arange(260)[:, None]).all()
+    assert (result.supporters >= 0).all()
+    expected = np.concatenate([labels, trusted])[result.supporters]
+    assert (result.supporter_label == expected).all()
+    samples = result.supporters[result.supporters < 260]
+    assert result.in_reference_set[samples].all()
+    assert (result.supporters >= 260).any()
+    assert result.supporters.max() < 260 + result.given_references
+    assert (np.diff(result.supporter_similarity) <= 0).all()
+
+
+def test_repeats_itself_and_ignores_the_length_of_features(data, result):
+    scaled = curate((data[0] * 8.0, *data[1:]))  # a power of two: the directions are equal to the bit
+    assert (scaled.soft_label == result.soft_label).all()
+    assert scaled.reasons == result.reasons
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ood": {"score": "knn"}},
+        {"ood": {"score": "mahalanobis"}},
+        {"vote": {"k": 5, "diversity": True}},
+        {"probe": {"bias": False}},
+        {"augment": {"per_class": 0}},
+    ],
+)
+def test_other_settings(data, changes):
+    result = curate(data, settings=make_config(SETTINGS.model_dump(), changes))
+    assert metrics.relabel_accuracy(result.best_class, data[4], np.zeros(260, bool)) > 0.9
+    if changes == {"augment": {"per_class": 0}}:
+        assert result.classes_left_short == list(range(CLASSES))
+        assert not result.in_reference_set.any()
+        assert (result.supporters >= 260).all()
+
+
+def test_copies_do_not_support_each_other(data):
+    group = np.arange(260) // 2
+    result = curate(data, duplicates_of=group)
+    copy = np.arange(260) ^ 1
+    assert (result.supporters != copy[:, None]).all()
+    assert (curate(data).supporters == copy[:, None]).any()
+
+
+def test_keys_and_class_names_are_used(data):
+    keys = [f"image-{row}" for row in range(260)]
+    result = curate(data, keys=keys, class_names=["ant", "bee", "cow", "doe"])
+    assert result.keys.tolist() == keys
+    assert any("bee" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "changes", "message"),
+    [
+        (0, np.zeros((260, 16)), {}, "features: row 0 has length 0"),
+        (0, np.ones(260), {}, r"features has shape \(260,\)"),
+        (2, np.ones((12, 15)), {}, "reference_features has width 15, features has 16"),
+        (1, np.zeros(259, int), {}, r"labels has shape \(259,\)"),
+        (1, np.zeros(260), {}, "labels has shape .* float64; an integer"),
+        (1, np.full(260, 9), {"classes": 4}, r"labels\[0\] is 9; allowed: 0 to 3"),
+        (3, np.full(12, -1), {}, r"reference_labels\[0\] is -1; allowed: 0 to"),
+        (3, np.zeros(12, int), {}, "no reference of class 1"),
+        (None, None, {"classes": 5, "class_names": list("abcd")}, "classes is 5 for 4 class_names"),
+        (None, None, {"keys": ["same"] * 260}, "'same' 260 times"),
+        (None, None, {"keys": ["a"]}, "keys has 1 names"),
+        (None, None, {"duplicates_of": np.zeros(3)}, r"duplicates_of has shape \(3,\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(data, place, value, changes, message):
+    arrays = list(data)
+    if place is not None:
+        arrays[place] = value
+    with pytest.raises(ConfigError, match=message):
+        curate(arrays, **changes)
+
+
+def test_a_class_without_a_reference_can_be_allowed(data):
+    features, labels, reference_features, reference_labels, _ = data
+    kept = reference_labels != 3
+    result = curate_arrays(
+        features,
+        labels,
+        reference_features[kept],
+        reference_labels[kept],
+        classes=CLASSES,
+        settings=SETTINGS.model_copy(update={"allow_missing_classes": True}),
+    )
+    assert 3 in result.classes_left_short
+
+
+def test_needs_neither_ray_nor_mlflow():
+    code = "import sys, trainref_ray.arrays; sys.exit('ray' in sys.modules or 'mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0

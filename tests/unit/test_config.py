@@ -1,0 +1,60 @@
+"""Settings: what is refused, how presets are laid over each other, and what a fingerprint depends on."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainref_ray.config import STAGE_SETTINGS, Config, fingerprint, load_preset, make_config, preset_names, setting
+from trainref_ray.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"vote": {"kk": 1}}, ["vote.kk", "near_duplicate"]),
+        ({"nope": 1}, ["'nope'", "reference_per_class"]),
+        ({"vote": {"k": 0}}, ["vote.k", "0", "greater than or equal to 1"]),
+        ({"ood": {"score": "x"}}, ["ood.score", "'x'", "mahalanobis"]),
+        ({"reference": "a.csv", "reference_per_class": 1}, ["not both"]),
+        ({"vote": {"vote_weight": 0, "influence_weight": 0, "model_weight": 0}}, ["must be above 0"]),
+    ],
+)
+def test_bad_settings_name_key_value_and_what_is_allowed(content: dict, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(content)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_layers_are_merged_group_by_group() -> None:
+    config = make_config({"vote": {"k": 20, "diversity": True}}, {"vote": {"k": 30}})
+    assert (config.vote.k, config.vote.diversity) == (30, True)
+    assert config.finetune.learning_rate == Config().finetune.learning_rate
+
+
+def test_every_preset_is_valid() -> None:
+    assert {"demo", "cifar10", "cifar100", "webvision", "webvision_mini"} <= set(preset_names())
+    for name in preset_names():
+        make_config(load_preset(name))
+
+
+def test_unknown_preset_names_the_presets() -> None:
+    with pytest.raises(ConfigError, match=r"'nothing'.*cifar10, cifar100, demo"):
+        load_preset("nothing")
+
+
+def test_fingerprint_follows_the_stage_settings_and_upstream_only() -> None:
+    base = Config()
+    other_k = make_config({"vote": {"k": 11}})
+    assert fingerprint(base, "supporters") != fingerprint(other_k, "supporters")
+    assert fingerprint(base, "embeddings") == fingerprint(other_k, "embeddings")
+    assert fingerprint(base, "embeddings", "a") != fingerprint(base, "embeddings", "b")
+    elsewhere = make_config({"out": "elsewhere", "resources": {"train_workers": 4}})
+    for stage in STAGE_SETTINGS:
+        assert fingerprint(base, stage) == fingerprint(elsewhere, stage)
+
+
+def test_stage_settings_exist() -> None:
+    for names in STAGE_SETTINGS.values():
+        for name in names:
+            setting(Config(), name)

@@ -1,0 +1,120 @@
+"""Run folders: markers, locks, and folders that are no runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from trainref_ray import run as run_module
+from trainref_ray.errors import ResumeError
+from trainref_ray.run import RunLock, Stage, Storage, open_run
+
+TABLE = pa.table({"uid": [1, 2]})
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_run(str(tmp_path / "run"), resume=True)
+
+
+def test_files_are_written_whole_and_read_back(storage: Storage) -> None:
+    storage.write_json("a/b.json", {"x": 1})
+    storage.write_table("a/t.parquet", TABLE)
+    assert storage.read_json("a/b.json") == {"x": 1}
+    assert storage.read_table("a/t.parquet").equals(TABLE)
+    assert storage.names("a") == ["b.json", "t.parquet"]
+    assert storage.names("nothing") == []
+
+
+def test_a_shard_is_done_when_its_marker_is_there(storage: Storage) -> None:
+    stage = Stage(storage, "embeddings", 1, "aaaaaaaa")
+    stage.write_shard(3, "etag", TABLE, ok=2, quarantined=0)
+    assert stage.done_shards()[3]["etag"] == "etag"
+    assert stage.read_shard(3).equals(TABLE)
+    assert Stage(storage, "embeddings", 1, "bbbbbbbb").done_shards() == {}
+    storage.write_bytes(stage.path("done/000003.json"), b'{"finger')
+    assert stage.done_shards() == {}
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ResumeError, match=r"something else than a run.*thesis\.txt"):
+        open_run(str(tmp_path), resume=True)
+    with pytest.raises(ResumeError, match="is a file"):
+        open_run(str(tmp_path / "thesis.txt"), resume=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_no_resume_removes_results_of_a_run_only(storage: Storage) -> None:
+    storage.write_bytes("run.yaml", b"")
+    storage.write_bytes("round-1/x", b"")
+    storage.write_bytes("sample/x", b"")
+    open_run(storage.root, resume=False)
+    assert storage.names("") == ["run.yaml", "sample"]
+
+
+def test_a_second_job_is_refused_and_told_who_works_there(storage: Storage) -> None:
+    with RunLock(storage), pytest.raises(ResumeError, match=f"process {os.getpid()}"), RunLock(storage):
+        pass
+    assert not storage.exists("lock.json")
+    with RunLock(storage):
+        pass
+
+
+def _lock_of(storage: Storage, **changes: object) -> None:
+    process = psutil.Process()
+    owner = {
+        "token": "0" * 32,
+        "host": run_module.socket.gethostname(),
+        "pid": process.pid,
+        "process_started": process.create_time(),
+        "heartbeat": time.time(),
+    }
+    storage.write_json("lock.json", owner | changes)
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(storage: Storage) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True, text=True
+    )
+    _lock_of(storage, pid=int(child.stdout), process_started=time.time())
+    with RunLock(storage) as lock:
+        assert storage.read_json("lock.json")["token"] == lock.token
+
+
+def test_a_reused_process_number_is_no_owner(storage: Storage) -> None:
+    _lock_of(storage, process_started=1.0)
+    with RunLock(storage):
+        pass
+
+
+@pytest.mark.parametrize(("age", "alive"), [(5.0, True), (run_module.STALE_SECONDS + 5, False)])
+def test_the_lock_of_another_machine_lives_by_its_heartbeat(storage: Storage, age: float, alive: bool) -> None:
+    _lock_of(storage, host="elsewhere", heartbeat=time.time() - age)
+    if alive:
+        with pytest.raises(ResumeError, match="elsewhere"), RunLock(storage):
+            pass
+    else:
+        with RunLock(storage):
+            pass
+
+
+def test_a_job_that_lost_its_lock_stops(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "HEARTBEAT_SECONDS", 0.01)
+    with RunLock(storage) as lock:
+        lock.check()
+        _lock_of(storage, host="elsewhere")
+        deadline = time.time() + 5
+        while time.time() < deadline and not lock._lost:
+            time.sleep(0.01)
+        with pytest.raises(ResumeError, match="took this run folder over"):
+            lock.check()
+    assert json.loads(storage.read_bytes("lock.json"))["host"] == "elsewhere"

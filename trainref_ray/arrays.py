@@ -1,0 +1,311 @@
+"""Curation of arrays in memory: no Ray, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainref_ray.config import Config
+from trainref_ray.errors import ConfigError
+from trainref_ray.method import augment, decide, influence, ood
+from trainref_ray.method.steps import Members, combine_sources, find_supporters, fit_ood, raw_ood, score_samples
+from trainref_ray.models.probe import Probe, fit_probe
+from trainref_ray.retrieval.index import SupporterIndex
+
+
+@dataclass(frozen=True)
+class Curation:
+    """Result of `curate_arrays` for N samples; given references are rows apart and have no result.
+
+    Attributes:
+        keys: str [N], the samples' names.
+        decision: str [N]: keep, relabel, soften or ood.
+        soft_label: float32 [N, C], what to train on; all 0 where the decision is ood.
+        best_class: int64 [N], leading class of the curated distribution.
+        label_quality: float32 [N], 0 to 1, higher = the given label is more likely right.
+        ood_score: float32 [N], 0 to 1, higher = stranger, flagged above 0.5.
+        ood_raw: float32 [N], the distance behind it.
+        reasons: N sentences.
+        supporters: int64 [N, k]: 0 to N − 1 is a sample, N + r is given reference r, −1 is none.
+        supporter_similarity: float32 [N, k], cosine.
+        supporter_label: int64 [N, k], −1 is none.
+        in_reference_set: bool [N], joined the reference set by augmentation.
+        given_references: R.
+        ood_cut: raw score above which a sample is flagged.
+        classes_left_short: classes that no sample joined.
+    """
+
+    keys: np.ndarray
+    decision: np.ndarray
+    soft_label: np.ndarray
+    best_class: np.ndarray
+    label_quality: np.ndarray
+    ood_score: np.ndarray
+    ood_raw: np.ndarray
+    reasons: list[str]
+    supporters: np.ndarray
+    supporter_similarity: np.ndarray
+    supporter_label: np.ndarray
+    in_reference_set: np.ndarray
+    given_references: int
+    ood_cut: float
+    classes_left_short: list[int]
+
+
+def curate_arrays(
+    features: np.ndarray,
+    labels: np.ndarray,
+    reference_features: np.ndarray,
+    reference_labels: np.ndarray,
+    *,
+    classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    settings: Config | None = None,
+    duplicates_of: np.ndarray | None = None,
+) -> Curation:
+    """Curate samples by their features and a few trusted references.
+
+    Features are normalised and rounded to float16 first, as a run on disk stores them. The references are rows apart
+    from the samples: hand them in once, here.
+
+    Args:
+        features: float [N, D], such as the embeddings of any backbone; rows of any length but 0.
+        labels: int [N], given labels, 0 to C − 1.
+        reference_features: float [R, D].
+        reference_labels: int [R], trusted labels.
+        classes: C; by default as many as there are class names, else one more than the largest label.
+        class_names: C names, for the reasons.
+        seed: of the probe and of the draw of the calibration samples.
+        keys: N different names; by default the row numbers.
+        settings: the groups probe, augment, vote, ood and decide, and allow_missing_classes are read.
+        duplicates_of: [N] values that are equal where samples are copies of one image, such as the images' sha256;
+            copies do not support each other.
+
+    Raises:
+        ConfigError: shapes or values do not fit; names the argument, the place and what is allowed.
+    """
+    settings = Config() if settings is None else settings
+    inputs = _check(
+        features, labels, reference_features, reference_labels, classes, class_names, keys, duplicates_of, settings
+    )
+    count, classes = len(inputs.labels), inputs.classes
+    uids = np.arange(count, dtype=np.int64)
+    probe = _fit_probe(inputs, settings, seed)
+    probabilities = probe.probabilities(inputs.samples)
+    evidence = influence.class_evidence(
+        inputs.samples,
+        probabilities,
+        inputs.references,
+        probe.probabilities(inputs.references),
+        inputs.trusted,
+        classes=classes,
+        bias=probe.bias is not None,
+    )
+    passes, joined = _augmented(evidence, inputs.labels, classes, settings)
+    members = _members(inputs, joined)
+    supporters = find_supporters(
+        SupporterIndex.build(members.embeddings, members.uids).search,
+        uids,
+        inputs.samples,
+        None if inputs.digests is None else inputs.digests[:count],
+        members,
+        k=settings.vote.k,
+        near_duplicate=settings.vote.near_duplicate,
+        diversity=settings.vote.diversity,
+    )
+    is_member = np.isin(uids, joined)
+    drawn = ood.calibration_rows(uids, passes, is_member, settings.ood.calibration_samples, seed)
+    ood_model = fit_ood(
+        members,
+        drawn,
+        inputs.samples[drawn],
+        supporters.rows(drawn),
+        score=settings.ood.score,
+        classes=classes,
+        shrinkage=settings.ood.shrinkage,
+        quantile=settings.ood.quantile,
+    )
+    options = settings.vote
+    combined = combine_sources(
+        evidence,
+        probabilities,
+        supporters,
+        np.bincount(members.labels, minlength=classes),
+        weights=(options.vote_weight, options.influence_weight, options.model_weight),
+        balance=options.balance,
+    )
+    scores = score_samples(
+        combined,
+        inputs.labels,
+        np.zeros(count, dtype=bool),
+        inputs.labels,
+        raw_ood(inputs.samples, supporters, ood_model.gaussian),
+        cut=ood_model.cut,
+        temperature=options.temperature,
+        keep_at=settings.decide.keep_at,
+        relabel_entropy=settings.decide.relabel_entropy,
+        keep_as=settings.decide.keep_as,
+        class_names=class_names,
+    )
+    return Curation(
+        keys=inputs.keys,
+        decision=np.array(decide.DECISIONS)[scores.codes],
+        soft_label=scores.soft_label,
+        best_class=scores.best_class,
+        label_quality=scores.label_quality,
+        ood_score=scores.ood_score,
+        ood_raw=scores.ood_raw,
+        reasons=scores.reasons,
+        supporters=supporters.uids,
+        supporter_similarity=supporters.similarity,
+        supporter_label=supporters.labels,
+        in_reference_set=is_member,
+        given_references=len(inputs.references),
+        ood_cut=ood_model.cut,
+        classes_left_short=augment.classes_left_short(inputs.labels[joined], classes),
+    )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The arguments of `curate_arrays`, checked; `digests` int64 [N + R] are equal for copies, or None."""
+
+    samples: np.ndarray
+    labels: np.ndarray
+    references: np.ndarray
+    trusted: np.ndarray
+    classes: int
+    keys: np.ndarray
+    digests: np.ndarray | None
+
+
+def _check(
+    features: np.ndarray,
+    labels: np.ndarray,
+    reference_features: np.ndarray,
+    reference_labels: np.ndarray,
+    classes: int | None,
+    class_names: Sequence[str] | None,
+    keys: Sequence[str] | None,
+    duplicates_of: np.ndarray | None,
+    settings: Config,
+) -> _Inputs:
+    samples, references = _unit("features", features), _unit("reference_features", reference_features)
+    if samples.shape[1] != references.shape[1]:
+        raise ConfigError(f"reference_features has width {references.shape[1]}, features has {samples.shape[1]}")
+    labels = _integers("labels", labels, len(samples))
+    trusted = _integers("reference_labels", reference_labels, len(references))
+    if classes is None:
+        classes = len(class_names) if class_names is not None else int(max(labels.max(), trusted.max())) + 1
+    if classes < 2 or (class_names is not None and len(class_names) != classes):
+        known = "" if class_names is None else f" for {len(class_names)} class_names"
+        raise ConfigError(f"classes is {classes}{known}; at least 2 are needed, and as many as there are names")
+    for name, values in (("labels", labels), ("reference_labels", trusted)):
+        bad = np.flatnonzero((values < 0) | (values >= classes))
+        if len(bad):
+            raise ConfigError(f"{name}[{bad[0]}] is {values[bad[0]]}; allowed: 0 to {classes - 1}")
+    missing = np.setdiff1d(np.arange(classes), trusted)
+    if len(missing) and not settings.allow_missing_classes:
+        raise ConfigError(
+            f"reference_labels has no reference of class {missing[0]} ({len(missing)} classes without); "
+            "add some, or set allow_missing_classes"
+        )
+    digests = _digests(duplicates_of, len(samples), len(references))
+    return _Inputs(samples, labels, references, trusted, classes, _names(keys, len(samples)), digests)
+
+
+def _unit(name: str, values: np.ndarray) -> np.ndarray:
+    """[n, D] as unit rows that went through float16, float32."""
+    matrix = np.asarray(values)
+    if matrix.ndim != 2 or not matrix.size or not np.issubdtype(matrix.dtype, np.number):
+        raise ConfigError(
+            f"{name} has shape {matrix.shape} of {matrix.dtype}; a matrix of numbers [rows, width] is wanted"
+        )
+    try:
+        return influence.unit_rows(influence.unit_rows(matrix).astype(np.float16))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _integers(name: str, values: np.ndarray, count: int) -> np.ndarray:
+    labels = np.asarray(values)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(
+            f"{name} has shape {labels.shape} of {labels.dtype}; an integer for each of the {count} rows is wanted"
+        )
+    return labels.astype(np.int64)
+
+
+def _names(keys: Sequence[str] | None, count: int) -> np.ndarray:
+    names = np.arange(count).astype(str) if keys is None else np.array(list(keys), dtype=str)
+    if len(names) != count:
+        raise ConfigError(f"keys has {len(names)} names; one for each of the {count} rows is wanted")
+    unique, counts = np.unique(names, return_counts=True)
+    if len(unique) < count:
+        raise ConfigError(f"keys has {str(unique[counts.argmax()])!r} {counts.max()} times; names must differ")
+    return names
+
+
+def _digests(duplicates_of: np.ndarray | None, count: int, given: int) -> np.ndarray | None:
+    """Group numbers int64 [N + R] in place of digests; each reference is a group of its own."""
+    if duplicates_of is None:
+        return None
+    if np.shape(duplicates_of) != (count,):
+        raise ConfigError(f"duplicates_of has shape {np.shape(duplicates_of)}; one value for each of the {count} rows")
+    _, groups = np.unique(duplicates_of, return_inverse=True)
+    return np.concatenate([groups, count + np.arange(given)])
+
+
+def _fit_probe(inputs: _Inputs, settings: Config, seed: int) -> Probe:
+    """The linear head on the noisy labels, the references with their trusted ones among them (METHOD 6)."""
+    options = settings.probe
+    return fit_probe(
+        np.concatenate([inputs.samples, inputs.references]),
+        np.concatenate([inputs.labels, inputs.trusted]),
+        classes=inputs.classes,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        scale=options.scale,
+        checkpoints=options.checkpoints,
+        bias=options.bias,
+        seed=seed,
+    )
+
+
+def _members(inputs: _Inputs, joined: np.ndarray) -> Members:
+    """D*_ref: the rows that joined and all given references, these with uids from N on."""
+    count = len(inputs.samples)
+    uids = np.concatenate([np.sort(joined), count + np.arange(len(inputs.references))])
+    return Members(
+        uids=uids,
+        labels=np.concatenate([inputs.labels, inputs.trusted])[uids],
+        embeddings=np.concatenate([inputs.samples, inputs.references])[uids],
+        digests=None if inputs.digests is None else inputs.digests[uids],
+    )
+
+
+def _augmented(
+    evidence: influence.Evidence, labels: np.ndarray, classes: int, settings: Config
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples pass the evidence bar, bool [N], and the rows of those that join the reference set."""
+    own = evidence.normalised[np.arange(len(labels)), labels]
+    options = settings.augment
+    least = augment.least_norm(evidence.norm, options.min_norm)
+    passes = augment.passes_bar(own, evidence.norm, classes=classes, delta=options.delta, min_norm=least)
+    rows = augment.candidates(
+        np.arange(len(labels)),
+        labels,
+        own,
+        evidence.norm,
+        classes=classes,
+        delta=options.delta,
+        min_norm=least,
+        per_class=options.per_class,
+    )
+    return passes, rows

@@ -1,0 +1,163 @@
+"""The command line: `trainref curate`, `trainref prepare`, and what the scripts in `jobs/` share.
+
+Options are the settings of `trainref_ray.config`, read by tyro over the preset's values.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from trainref_ray.config import Config, load_preset, make_config
+from trainref_ray.errors import ConfigError, TrainRefError
+from trainref_ray.results import CurationRun
+
+TABLE_METRICS = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc", "accuracy", "nll_ts", "ece_ts")
+
+
+def parse_curate(arguments: Sequence[str], *, default_preset: str | None) -> Config:
+    """Settings from `--preset NAME` and further options.
+
+    Without `--preset` and `--data` it is the demo preset on the embedded sample.
+
+    Args:
+        arguments: of the command line, without the program's name.
+        default_preset: what `--preset` is when only `--data` is given; None = the defaults.
+
+    Raises:
+        ConfigError: unknown preset or bad value. An unknown option ends the program with exit code 2, by tyro.
+    """
+    rest, preset = take_option(list(arguments), "--preset")
+    if preset is None:
+        has_data = any(argument == "--data" or argument.startswith("--data=") for argument in rest)
+        preset = default_preset if has_data else "demo"
+    base = make_config(load_preset(preset) if preset else {})
+    if base.out == Config().out and preset is not None:
+        base = make_config(base.model_dump(), {"out": f"runs/{preset.removesuffix('.yaml').rsplit('/', 1)[-1]}"})
+    try:
+        parsed = tyro.cli(
+            Config,
+            default=base,
+            args=rest,
+            prog="curate",
+            description="Curate an image set with noisy labels. --preset NAME (demo, cifar10, cifar100, webvision, "
+            "webvision_mini or a .yaml file) sets the defaults below.",
+        )
+    except ValueError as error:
+        raise ConfigError(str(error).replace("\n", " ")) from None
+    return make_config(parsed.model_dump())
+
+
+def take_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """Remove `name VALUE` or `name=VALUE`; returns what is left and the value.
+
+    Raises:
+        ConfigError: the value is missing.
+    """
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return arguments[:position] + arguments[position + 1 :], argument.split("=", 1)[1]
+        if argument == name:
+            if position + 1 == len(arguments):
+                raise ConfigError(f"{name} needs a value")
+            return arguments[:position] + arguments[position + 2 :], arguments[position + 1]
+    return arguments, None
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run, and turn errors on purpose into one line and their exit code, Ctrl-C into 130."""
+    try:
+        command()
+    except TrainRefError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; start again with the same --out to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def curate_command(arguments: Sequence[str], default_preset: str | None = None) -> int:
+    """`curate`: settings, the job, the results table. Returns the exit code."""
+
+    def command() -> None:
+        config = parse_curate(arguments, default_preset=default_preset)
+        from trainref_ray.distributed.job import curate  # imported late: wrong options are told at once
+
+        print_results(curate(config))
+
+    return run_command(command)
+
+
+def print_results(run: CurationRun) -> None:
+    """Counts, the table of figures and where the report is, on standard output."""
+    summary = run.summary
+    counts = summary["counts"]
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(", ".join(f"{value:,} {name}" for name, value in counts.items()), highlight=False)
+    names = [name for name in TABLE_METRICS if any(row.get(name) is not None for _, row in result_rows(summary))]
+    table = Table(title=None)
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for title, row in result_rows(summary):
+        table.add_row(title, *(_cell(row.get(name), row.get("intervals", {}).get(name)) for name in names))
+    console.print(table)
+    console.print(f"report: {run.storage.location('report/index.html')}", highlight=False, soft_wrap=True)
+
+
+def result_rows(summary: dict) -> list[tuple[str, dict]]:
+    """Rows of the results table: the baselines, each round, the final figures with their intervals."""
+    rows: list[tuple[str, dict]] = []
+    for name, figures in summary["baselines"].items():
+        rows.append((name.replace("_", " "), figures))
+    for number, figures in enumerate(summary["rounds"][:-1], start=1):
+        rows.append((f"trainref, round {number}", figures))
+    rows.append(("trainref", {**summary["metrics"], "intervals": summary["intervals"]}))
+    return rows
+
+
+def _cell(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
+
+
+def prepare_command(arguments: Sequence[str]) -> int:
+    """`prepare`: a source's images as shards. Returns the exit code."""
+    from trainref_ray.data.prepare import PrepareSettings, prepare
+
+    def command() -> None:
+        settings = tyro.cli(PrepareSettings, args=list(arguments), prog="prepare")
+        result = prepare(settings)
+        print(result)
+
+    return run_command(command)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "curate": (curate_command, "curate an image set with noisy labels"),
+    "prepare": (prepare_command, "write digits, CIFAR or an image folder as shards, with known noise"),
+}
+
+
+def main() -> int:
+    """The console script `trainref`."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: trainref COMMAND [OPTIONS]; trainref COMMAND --help shows the options\n")
+        for command, (_, meaning) in COMMANDS.items():
+            print(f"  {command:<10} {meaning}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}; allowed: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return COMMANDS[name][0](arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

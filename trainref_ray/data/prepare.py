@@ -1,0 +1,294 @@
+"""Writes a source's images as shards with given and true labels: `SPLIT-*.tar`, `classes.json` and `prepare.json`.
+
+The same settings write the same files, and a second time nothing; other settings are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trainref_ray.data.images import ImageError, decode
+from trainref_ray.data.noise import inject, parse_noise
+from trainref_ray.data.shards import ShardWriter
+from trainref_ray.data.sources import Source, SourceSample
+from trainref_ray.data.sources.cifar import cifar_source
+from trainref_ray.data.sources.digits import digits_source
+from trainref_ray.data.sources.folder import folder_source
+from trainref_ray.errors import ConfigError
+from trainref_ray.run import Storage
+
+FORMAT_VERSION = 1
+"""Raised when the code writes other shards for equal settings."""
+MARKER = "prepare.json"
+CLASSES = "classes.json"
+DIGITS_NOISE = "symflip:0.4"
+DIGITS_SHARD_SIZE = 387
+"""1,547 training samples in four shards."""
+FEATURE_SIDE = 32
+"""Instance-dependent noise looks at pixels, 32 x 32 RGB as in Xia et al. 2020."""
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What to write where."""
+
+    source: Literal["digits", "cifar10", "cifar100", "folder"]
+    """Where the images come from; digits is the embedded sample, with its own noise."""
+    out: str
+    """Folder or object-store URL for the shards."""
+    root: str | None = None
+    """Folder of CIFAR's Python archive, or of one sub-folder of images a class."""
+    splits: tuple[str, ...] = ()
+    """Splits to write; by default train and test, and of a folder train alone. Several splits of a folder are read from
+    the sub-folders of these names."""
+    noise: str = "none"
+    """Noise of the training labels: none, sym:R, symflip:R, asym:R (CIFAR), instance:R or human:FILE."""
+    truth: bool = False
+    """A folder's labels are true: write them as true labels, though no noise is added."""
+    download: bool = False
+    """Fetch CIFAR if it is missing."""
+    shard_size: int = 2000
+    """Samples of a shard."""
+    seed: int = 0
+    """Of the noise, and of the digits' split."""
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What one split holds.
+
+    Attributes:
+        split: its name.
+        shards: names of the tars.
+        samples: images.
+        wrong: images of a class whose given label is another one; None where the truth is not known.
+        foreign: images of no class.
+        ignored_files: files of the source that are no images.
+        written: false when the same shards were there already.
+    """
+
+    split: str
+    shards: tuple[str, ...]
+    samples: int
+    wrong: int | None
+    foreign: int
+    ignored_files: int = 0
+    written: bool = True
+
+    @property
+    def wrong_rate(self) -> float | None:
+        """Share of wrong labels among the images of a class; None where the truth is not known."""
+        known = self.samples - self.foreign
+        return None if self.wrong is None or not known else self.wrong / known
+
+    def __str__(self) -> str:
+        noise = "truth not known" if self.wrong_rate is None else f"{self.wrong_rate:.1%} of the labels wrong"
+        foreign = f", {self.foreign:,} foreign images" if self.foreign else ""
+        ignored = f", {self.ignored_files:,} other files passed over" if self.ignored_files else ""
+        state = "" if self.written else " (there already, nothing written)"
+        return f"{self.split}: {self.samples:,} images in {len(self.shards)} shards, {noise}{foreign}{ignored}{state}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The splits written, one line each as text."""
+
+    splits: tuple[PrepareResult, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.splits))
+
+
+def prepare(settings: PrepareSettings) -> Prepared:
+    """Write the splits of a source as shards.
+
+    Raises:
+        ConfigError: a setting that does not fit the source, missing files, or other shards in the folder.
+    """
+    parse_noise(settings.noise)
+    if settings.shard_size < 1:
+        raise ConfigError(f"shard_size is {settings.shard_size}; at least 1 is needed")
+    if settings.source == "digits":
+        if settings.noise != "none" or settings.splits:
+            raise ConfigError(
+                f"digits are written with {DIGITS_NOISE} noise and both splits; --noise, --splits do not apply"
+            )
+        return prepare_digits(settings.out, settings.seed)
+    if settings.root is None:
+        raise ConfigError(f"source {settings.source} needs --root, the folder with its images")
+    splits = settings.splits or (("train",) if settings.source == "folder" else ("train", "test"))
+    results = []
+    for split in splits:
+        result = write_shards(
+            _open_source(settings, split, several=len(splits) > 1),
+            settings.out,
+            split=split,
+            noise="none" if split == "test" else settings.noise,
+            seed=settings.seed,
+            shard_size=settings.shard_size,
+            truth=settings.truth,
+        )
+        results.append(result)
+    return Prepared(tuple(results))
+
+
+def _open_source(settings: PrepareSettings, split: str, *, several: bool) -> Source:
+    root = Path(settings.root or "")
+    if settings.source == "folder":
+        return folder_source(root / split if several else root)
+    if split not in ("train", "test"):
+        raise ConfigError(f"{settings.source} has no split {split!r}; allowed: train, test")
+    return cifar_source(settings.source, root, split, download=settings.download)
+
+
+def prepare_digits(out: str | Path, seed: int = 0) -> Prepared:
+    """Write the embedded sample: `train-*.tar` (four, 40 % of the labels wrong, 150 foreign images) and `test-*.tar`.
+
+    If it is there already, nothing is written.
+    """
+    results = [
+        write_shards(
+            digits_source(split, seed), str(out), split=split, noise=noise, seed=seed, shard_size=DIGITS_SHARD_SIZE
+        )
+        for split, noise in (("train", DIGITS_NOISE), ("test", "none"))
+    ]
+    return Prepared(tuple(results))
+
+
+def write_shards(
+    source: Source, out: str, *, split: str, noise: str, seed: int, shard_size: int, truth: bool = False
+) -> PrepareResult:
+    """Write one split: `KEY.png` (jpg, webp; the source's bytes) and `KEY.json` with `label`, `true_label` and more.
+
+    The true label is written if the source knows it, if noise is added to its labels, or if `truth` says they are true.
+    Images of no class get a label drawn from all classes. `human` noise replaces labels in the order of the source.
+
+    Args:
+        source: the images.
+        out: folder or object-store URL.
+        split: first part of the shards' names.
+        noise: see `trainref_ray.data.noise.inject`.
+        seed: of the noise.
+        shard_size: samples of a shard.
+        truth: the source's labels are true.
+
+    Raises:
+        ConfigError: other shards of this split, or other classes, are in the folder; or the noise does not fit.
+    """
+    storage = Storage(out if "://" in out else os.path.abspath(os.path.expanduser(out)))
+    settings = {
+        "version": FORMAT_VERSION,
+        "source": source.name,
+        "labels": hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest()[:16],
+        "samples": len(source.labels),
+        "noise": noise,
+        "seed": seed,
+        "shard_size": shard_size,
+        "truth": truth,
+    }
+    marker = storage.read_json(MARKER) if storage.exists(MARKER) else {}
+    done = _written_before(storage, marker, split, settings)
+    if done is not None:
+        return done
+    _write_classes(storage, source.class_names)
+    given = _given_labels(source, noise, seed)
+    known_truth = source.known_truth or truth or noise != "none"
+    # The settings stand there before the first shard, so that an interrupted writing may be started again.
+    storage.write_json(MARKER, {**marker, split: {"settings": settings, "result": None}})
+    with ShardWriter(storage.root, f"{split}-%05d.tar", shard_size) as writer:
+        for sample, label in zip(source.samples(), given.tolist(), strict=True):
+            facts: dict[str, Any] = {"label": label, **sample.extra}
+            if known_truth:
+                facts["true_label"] = sample.label
+            writer.write(
+                sample.key, {sample.extension: sample.image, "json": json.dumps(facts, sort_keys=True).encode()}
+            )
+    in_class = source.labels >= 0
+    result = PrepareResult(
+        split,
+        tuple(writer.names),
+        len(given),
+        int((given != source.labels)[in_class].sum()) if known_truth else None,
+        int((~in_class).sum()),
+        source.ignored_files,
+    )
+    storage.write_json(MARKER, {**marker, split: {"settings": settings, "result": asdict(result)}})
+    return result
+
+
+def _written_before(
+    storage: Storage, marker: dict[str, Any], split: str, settings: dict[str, Any]
+) -> PrepareResult | None:
+    """The result of an earlier writing with these settings; None if the split is to be written (again)."""
+    there = [name for name in storage.names("") if name.startswith(f"{split}-") and name.endswith(".tar")]
+    entry = marker.get(split)
+    if entry is None and there:
+        raise ConfigError(
+            f"{storage.location()} has {split} shards of unknown origin ({there[0]}); choose another --out"
+        )
+    if entry is None:
+        return None
+    changed = [name for name in settings if entry["settings"].get(name) != settings[name]]
+    if changed:
+        listed = ", ".join(f"{name} {entry['settings'].get(name)!r}, now {settings[name]!r}" for name in changed)
+        raise ConfigError(
+            f"{storage.location()} has {split} shards of other settings ({listed}); choose another --out, or remove it"
+        )
+    if entry["result"] is None or sorted(there) != sorted(entry["result"]["shards"]):
+        return None
+    facts = entry["result"] | {"shards": tuple(entry["result"]["shards"]), "written": False}
+    return PrepareResult(**facts)
+
+
+def _write_classes(storage: Storage, names: tuple[str, ...]) -> None:
+    if not storage.exists(CLASSES):
+        storage.write_bytes(CLASSES, (json.dumps(list(names), indent=1) + "\n").encode())
+    elif storage.read_json(CLASSES) != list(names):
+        raise ConfigError(
+            f"{storage.location(CLASSES)} names other classes than this source ({len(names)} classes, "
+            f"{', '.join(names[:5])}, ...); choose another --out"
+        )
+
+
+def _given_labels(source: Source, noise: str, seed: int) -> np.ndarray:
+    """Labels with noise, int64 [N]; images of no class get one drawn from all classes."""
+    classes = len(source.class_names)
+    in_class = source.labels >= 0
+    given = np.random.default_rng([seed, classes]).integers(0, classes, len(source.labels))
+    if parse_noise(noise).kind == "human" and not in_class.all():
+        raise ConfigError(f"noise {noise!r} needs a source without foreign images")
+    given[in_class] = inject(
+        source.labels[in_class],
+        classes,
+        noise,
+        seed,
+        confusion=source.confusion,
+        features=lambda: pixel_features(source.samples())[in_class],
+    )
+    return given
+
+
+def pixel_features(samples: Iterator[SourceSample]) -> np.ndarray:
+    """Pixels of 32 x 32 RGB images with mean 0 and deviation 1 over all of them, float32 [N, 3072].
+
+    Raises:
+        ConfigError: an image cannot be decoded.
+    """
+    rows = []
+    for sample in samples:
+        try:
+            image = decode(sample.image, max_pixels=2**28).image
+        except ImageError as error:
+            raise ConfigError(f"noise that depends on images: {sample.key} {error}") from None
+        rows.append(np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE)), np.uint8).reshape(-1))
+    features = np.stack(rows).astype(np.float32)
+    features -= features.mean()
+    return features / max(float(features.std()), 1e-6)

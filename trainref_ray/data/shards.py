@@ -1,0 +1,223 @@
+"""WebDataset tar shards: found by patterns, opened, checked, counted, and written."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+from braceexpand import braceexpand
+
+from trainref_ray.data.tar_reader import BLOCK, iter_raw_samples, split_name
+from trainref_ray.errors import ShardError
+
+READ_BYTES = 2**20
+"""Bytes of a read. On local files 64 KiB to 4 MiB are equally fast; object stores want few, large requests."""
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A tar that exists: absolute path or URL, `size-mtime_ns` as its identity, size in bytes."""
+
+    url: str
+    etag: str
+    bytes: int
+
+
+def locate(url: str) -> tuple[pafs.FileSystem, str]:
+    """File system and path of a local path or a URL that pyarrow knows (`s3://`, `gs://`, `hdfs://`, `file://`)."""
+    if "://" in url:
+        return pafs.FileSystem.from_uri(url)
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
+
+
+def resolve_shards(patterns: Sequence[str]) -> list[ShardFile]:
+    """Every shard that the patterns name, sorted by url, each once.
+
+    Args:
+        patterns: each a file, a folder (its `*.tar`), a glob (`*`, `[...]` and, on disks, `?` in any part of the path),
+            a brace pattern (`train-{000..127}.tar`: all of them must exist), or a URL of any of these.
+
+    Raises:
+        ShardError: a pattern matches nothing, a member of a brace pattern is missing, or a store cannot be reached.
+    """
+    found: dict[str, ShardFile] = {}
+    for pattern in patterns:
+        try:
+            files = _resolve(pattern)
+        except (OSError, pa.ArrowException) as error:
+            raise ShardError(f"shards {pattern!r} cannot be listed: {error}") from None
+        found.update((file.url, file) for file in files)
+    return [found[url] for url in sorted(found)]
+
+
+def _resolve(pattern: str) -> list[ShardFile]:
+    try:
+        names = list(braceexpand(pattern)) if "{" in pattern else [pattern]
+    except ValueError:
+        raise ShardError(f"shards {pattern!r}: braces do not match; right is e.g. train-{{000..127}}.tar") from None
+    files: list[ShardFile] = []
+    for name in names:
+        base, query = name.split("?", 1) if "://" in name and "?" in name else (name, "")
+        matches = _matches(base, query)
+        if not matches:
+            member = f" (first missing: {name})" if len(names) > 1 else ""
+            raise ShardError(f"no shard matches {pattern!r}{member}")
+        files += matches
+    return files
+
+
+def _matches(base: str, query: str) -> list[ShardFile]:
+    """Files of a path or URL that may hold wildcards, walked folder by folder."""
+    parts = base.split("/")
+    wild = [position for position, part in enumerate(parts) if any(mark in part for mark in "*?[")]
+    first = wild[0] if wild else len(parts)
+    fixed = "/".join(parts[:first]) or ("." if first == 0 else "/")
+    filesystem, root = locate(f"{fixed}?{query}" if query else fixed)
+    # A local file is always written as its absolute path, so that one file has one url and any worker finds it.
+    prefix = root if isinstance(filesystem, pafs.LocalFileSystem) else fixed
+    suffix = f"?{query}" if query else ""
+    infos = filesystem.get_file_info([root])
+    for part in parts[first:]:
+        below = [
+            entry
+            for info in infos
+            if info.type == pafs.FileType.Directory
+            for entry in filesystem.get_file_info(pafs.FileSelector(info.path, allow_not_found=True))
+        ]
+        infos = [
+            info
+            for info in below
+            if fnmatch.fnmatchcase(info.base_name, part) and info.base_name.startswith(".") == part.startswith(".")
+        ]
+    if not wild and infos[0].type == pafs.FileType.Directory:
+        infos = [
+            info
+            for info in filesystem.get_file_info(pafs.FileSelector(root))
+            if info.extension == "tar" and not info.base_name.startswith(".")
+        ]
+    return [
+        ShardFile(prefix + info.path[len(root) :] + suffix, f"{info.size}-{info.mtime_ns or 0}", info.size)
+        for info in infos
+        if info.type == pafs.FileType.File
+    ]
+
+
+def open_shard(url: str) -> BinaryIO:
+    """A buffered binary stream from the start of a shard. Raises OSError if there is none or the store fails."""
+    filesystem, path = locate(url)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return open(path, "rb", buffering=READ_BYTES)
+    return filesystem.open_input_stream(path, compression=None, buffer_size=READ_BYTES)
+
+
+def check_end(url: str, size: int) -> str | None:
+    """What is wrong with the end of a tar of `size` bytes, as a sentence without a subject; None if nothing is.
+
+    It reads the last 1,024 bytes alone: a whole tar is a multiple of 512 bytes long and ends in two blocks of zeros.
+    """
+    if size < 2 * BLOCK or size % BLOCK:
+        return f"is cut off or no tar: {size:,} bytes are not a whole number of 512-byte blocks, two at least"
+    filesystem, path = locate(url)
+    with filesystem.open_input_file(path) as file:
+        file.seek(size - 2 * BLOCK)
+        if any(file.read(2 * BLOCK)):
+            return f"is cut off: its last 1,024 of {size:,} bytes are not the zeros that end a tar"
+    return None
+
+
+def count_samples(url: str, *, stop_after: int | None = None) -> int:
+    """Rows that `iter_raw_samples` gives of a shard, at most `stop_after`; nothing is held in memory."""
+    with open_shard(url) as stream:
+        count = 0
+        for _ in iter_raw_samples(stream, max_bytes=0):
+            count += 1
+            if count == stop_after:
+                break
+        return count
+
+
+class ShardWriter:
+    """Writes samples to numbered tars, the same bytes for the same samples; a tar appears whole or not at all.
+
+    Args:
+        folder: local folder or object-store URL.
+        pattern: name with one number, e.g. `train-%05d.tar`.
+        shard_size: samples of a shard; the last one may have fewer.
+    """
+
+    def __init__(self, folder: str | Path, pattern: str, shard_size: int) -> None:
+        if shard_size < 1:
+            raise ValueError(f"shard_size is {shard_size}; at least 1 is needed")
+        self._filesystem, self._folder = locate(str(folder))
+        self._pattern = pattern
+        self._shard_size = shard_size
+        self._keys: set[str] = set()
+        self._samples: list[tuple[str, Mapping[str, bytes]]] = []
+        self.names: list[str] = []
+        """Names of the tars written so far."""
+
+    def __enter__(self) -> ShardWriter:
+        self._filesystem.create_dir(self._folder, recursive=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._samples:
+            self._flush()
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add a sample; the bytes are stored as given.
+
+        Raises:
+            ValueError: the key came before, or would be read as another one.
+        """
+        parts = split_name(f"{key}.x")
+        if parts is None or parts[0] != key or key.startswith("/") or ".." in key.split("/"):
+            raise ValueError(f"key {key!r} cannot be written: a file name without dots is needed, in a relative folder")
+        if key in self._keys:
+            raise ValueError(f"key {key!r} was written before")
+        self._keys.add(key)
+        self._samples.append((key, members))
+        if len(self._samples) == self._shard_size:
+            self._flush()
+
+    def _flush(self) -> None:
+        name = self._pattern % len(self.names)
+        target = str(PurePosixPath(self._folder) / name)
+        local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        with tempfile.NamedTemporaryFile(
+            dir=self._folder if local else None, prefix=f".{name}.", suffix=".part", delete=False
+        ) as aside:
+            try:
+                write_tar(aside, self._samples)
+                aside.flush()
+                if local:
+                    os.chmod(aside.name, 0o644)  # the temporary file is its owner's alone
+                    os.replace(aside.name, target)
+                else:
+                    aside.seek(0)
+                    with self._filesystem.open_output_stream(target, compression=None) as output:
+                        shutil.copyfileobj(aside, output, READ_BYTES)
+            finally:
+                Path(aside.name).unlink(missing_ok=True)
+        self.names.append(name)
+        self._samples = []
+
+
+def write_tar(stream: IO[bytes], samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
+    """Write (key, members) as one tar, times, owners and modes fixed, so that equal samples give equal bytes."""
+    from webdataset.writer import TarWriter  # here: it costs an import of torch
+
+    with TarWriter(stream, encoder=False, compress=False, mtime=0, user="", group="", mode=0o644) as writer:
+        for key, members in samples:
+            writer.write({"__key__": key, **members})

@@ -1,0 +1,238 @@
+"""The tables of one round, shard by shard: each function reads a shard's arrays, calls the method, returns a table.
+
+They run in Ray's workers; what all shards share (probe, references, Gaussian) is read from the run folder once a
+process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load as load_safetensors
+
+from trainref_ray.config import Config
+from trainref_ray.distributed.supporter_pool import SupporterPool
+from trainref_ray.method import decide, influence, ood, steps
+from trainref_ray.models.probe import Probe
+from trainref_ray.run import Stage
+from trainref_ray.schemas import QUARANTINED, fixed_size_list, soft_label_column, to_matrix
+
+
+@dataclass(frozen=True)
+class RoundStages:
+    """Where the tables of a round are."""
+
+    inventory: Stage
+    embeddings: Stage
+    probe: Stage
+    evidence: Stage
+    references: Stage
+    supporters: Stage
+    ood: Stage
+    decisions: Stage
+
+
+@lru_cache(maxsize=4)
+def tensors(stage: Stage, name: str) -> dict[str, np.ndarray]:
+    """A safetensors file of a stage; the fingerprint in its path makes the cache safe."""
+    return load_safetensors(stage.storage.read_bytes(stage.path(name)))
+
+
+@lru_cache(maxsize=4)
+def _probe(stage: Stage) -> Probe:
+    content = tensors(stage, "probe.safetensors")
+    return Probe(content["weight"], content.get("bias"))
+
+
+@lru_cache(maxsize=4)
+def members(stage: Stage) -> steps.Members:
+    """D*_ref of the round."""
+    table = stage.storage.read_table(stage.path("members.parquet"))
+    return steps.Members(
+        uids=table["uid"].to_numpy(),
+        labels=table["label"].to_numpy().astype(np.int64),
+        embeddings=tensors(stage, "vectors.safetensors")["vectors"],
+        digests=np.array(table["sha256"].to_pylist(), dtype=object),
+    )
+
+
+@lru_cache(maxsize=4)
+def _ood_model(stage: Stage) -> steps.OodModel:
+    fitted = tensors(stage, "gaussian.safetensors")
+    gaussian = ood.Gaussian(fitted["means"], fitted["precision"]) if fitted["means"].size else None
+    return steps.OodModel(gaussian, stage.facts()["cut"])
+
+
+def read_supporters(table: pa.Table) -> steps.Supporters:
+    """A supporters table as arrays."""
+    return steps.Supporters(
+        uids=to_matrix(table["supporter_uid"], fill=-1).astype(np.int64),
+        similarity=to_matrix(table["supporter_similarity"], fill=0.0).astype(np.float32),
+        labels=to_matrix(table["supporter_label"], fill=-1).astype(np.int64),
+    )
+
+
+def _shard(stages: RoundStages, shard_id: int) -> tuple[np.ndarray, np.ndarray, pa.Table]:
+    """uids int64 [n], embeddings float32 [n, D] and the samples table of the usable samples, row by row the same."""
+    table = stages.embeddings.read_shard(shard_id, ["uid", "embedding"])
+    uids = table["uid"].to_numpy()
+    samples = stages.inventory.read_shard(shard_id)
+    usable = samples.filter(pa.array(np.isin(samples["uid"].to_numpy(), uids)))
+    return uids, influence.unit_rows(to_matrix(table["embedding"])), usable
+
+
+def _trusted_labels(stages: RoundStages, uids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int64 [n] with those of given references replaced by their trusted ones, and which rows these are."""
+    given = tensors(stages.probe, "given.safetensors")
+    position = np.searchsorted(given["uids"], uids)
+    position = np.minimum(position, len(given["uids"]) - 1)
+    is_reference = given["uids"][position] == uids
+    return np.where(is_reference, given["labels"][position], labels), is_reference
+
+
+def _evidence(
+    stages: RoundStages, embeddings: np.ndarray, classes: int, device: str
+) -> tuple[influence.Evidence, np.ndarray]:
+    """Evidence of the given references, and the probe's probabilities float32 [K, n, C]."""
+    given = tensors(stages.probe, "given.safetensors")
+    probe = _probe(stages.probe)
+    probabilities = probe.probabilities(embeddings, device=device)
+    evidence = influence.class_evidence(
+        embeddings,
+        probabilities,
+        given["embeddings"],
+        probe.probabilities(given["embeddings"], device=device),
+        given["labels"],
+        classes=classes,
+        bias=probe.bias is not None,
+        device=device,
+    )
+    return evidence, probabilities
+
+
+def evidence_table(shard_id: int, stages: RoundStages, classes: int, device: str) -> pa.Table:
+    """Evidence of each sample's own label (METHOD 1)."""
+    uids, embeddings, samples = _shard(stages, shard_id)
+    labels, _ = _trusted_labels(stages, uids, samples["label"].to_numpy())
+    evidence, _ = _evidence(stages, embeddings, classes, device)
+    return pa.table(
+        {
+            "uid": uids,
+            "label": labels,
+            "label_evidence": evidence.normalised[np.arange(len(labels)), labels],
+            "evidence_norm": evidence.norm,
+        }
+    )
+
+
+def supporters_table(shard_id: int, stages: RoundStages, config: Config, pool: SupporterPool) -> pa.Table:
+    """Supporters of each sample (METHOD 3)."""
+    uids, embeddings, samples = _shard(stages, shard_id)
+    found = steps.find_supporters(
+        pool.search,
+        uids,
+        embeddings,
+        np.array(samples["sha256"].to_pylist(), dtype=object),
+        members(stages.references),
+        k=config.vote.k,
+        near_duplicate=config.vote.near_duplicate,
+        diversity=config.vote.diversity,
+    )
+    missing = found.uids < 0
+    return pa.table(
+        {
+            "uid": uids,
+            "supporter_uid": fixed_size_list(found.uids, pa.int64(), missing),
+            "supporter_similarity": fixed_size_list(found.similarity, pa.float32(), missing),
+            "supporter_label": fixed_size_list(found.labels, pa.int32(), missing),
+        }
+    )
+
+
+def decisions_table(
+    shard_id: int,
+    stages: RoundStages,
+    config: Config,
+    class_names: list[str],
+    names: dict[str, Any],
+    device: str,
+) -> pa.Table:
+    """Distribution, scores and decision of every sample of the shard, the quarantined included (METHOD 5)."""
+    uids, embeddings, samples = _shard(stages, shard_id)
+    given_labels = samples["label"].to_numpy().astype(np.int64)
+    labels, is_reference = _trusted_labels(stages, uids, given_labels)
+    evidence, probabilities = _evidence(stages, embeddings, len(class_names), device)
+    supporters = read_supporters(stages.supporters.read_shard(shard_id))
+    combined = steps.combine_sources(
+        evidence,
+        probabilities,
+        supporters,
+        np.bincount(members(stages.references).labels, minlength=len(class_names)),
+        weights=(config.vote.vote_weight, config.vote.influence_weight, config.vote.model_weight),
+        balance=config.vote.balance,
+    )
+    ood_model = _ood_model(stages.ood)
+    scores = steps.score_samples(
+        combined,
+        given_labels,
+        is_reference,
+        labels,
+        steps.raw_ood(embeddings, supporters, ood_model.gaussian),
+        cut=ood_model.cut,
+        temperature=config.vote.temperature,
+        keep_at=config.decide.keep_at,
+        relabel_entropy=config.decide.relabel_entropy,
+        keep_as=config.decide.keep_as,
+        class_names=class_names,
+    )
+    decided = pa.table(
+        {
+            "uid": uids,
+            "decision": pa.array(np.array(decide.DECISIONS, dtype=object)[scores.codes], pa.string()),
+            "soft_label": soft_label_column(scores.soft_label, scores.codes != decide.OOD),
+            "best_class": scores.best_class.astype(np.int32),
+            "label_quality": scores.label_quality,
+            "ood_score": scores.ood_score,
+            "reason": pa.array(scores.reasons, pa.string()),
+        }
+    )
+    return _with_quarantined(stages.inventory.read_shard(shard_id), decided, names, shard_id)
+
+
+def _with_quarantined(samples: pa.Table, decided: pa.Table, names: dict[str, Any], shard_id: int) -> pa.Table:
+    """One row a sample of the tar: the decided ones, and the quarantined with their reason."""
+    keys = samples["key"].to_pylist()
+    duplicated = names["duplicated"]
+    prefix = names["shards"][shard_id]
+    keys = [f"{prefix}:{key}" if key in duplicated else key for key in keys]
+    facts = pa.table(
+        {
+            "uid": samples["uid"],
+            "key": keys,
+            "label": samples["label"],
+            "status": samples["status"],
+            "error": samples["error"],
+        }
+    )
+    position = {uid: row for row, uid in enumerate(decided["uid"].to_pylist())}
+    take = pa.array([position.get(uid) for uid in facts["uid"].to_pylist()], pa.int64())
+    joined = {name: decided[name].combine_chunks().take(take) for name in decided.column_names if name != "uid"}
+    bad = np.array(facts["status"].to_pylist()) == QUARANTINED
+    decision = np.where(bad, QUARANTINED, np.array(joined["decision"].to_pylist(), dtype=object))
+    reason = np.where(
+        bad, np.array(facts["error"].to_pylist(), dtype=object), np.array(joined["reason"].to_pylist(), dtype=object)
+    )
+    return pa.table(
+        {
+            "uid": facts["uid"],
+            "key": facts["key"],
+            "label": facts["label"],
+            **joined,
+            "decision": pa.array(decision, pa.string()).dictionary_encode(),
+            "reason": pa.array(reason, pa.string()),
+        }
+    )

@@ -1,0 +1,240 @@
+"""`curate`: the whole job, from settings to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from trainref_ray.config import Config
+from trainref_ray.data.prepare import prepare_digits
+from trainref_ray.data.reference import read_reference_csv
+from trainref_ray.data.shards import ShardFile, check_end, resolve_shards
+from trainref_ray.distributed.datasource import ShardRead
+from trainref_ray.distributed.limit import first_samples
+from trainref_ray.distributed.pipeline import Inputs, Pipeline
+from trainref_ray.distributed.session import connect
+from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError
+from trainref_ray.models.backbones import check_backbone
+from trainref_ray.progress import Reporter
+from trainref_ray.report.collect import build_report
+from trainref_ray.report.summary import summarise
+from trainref_ray.results import CurationRun, load_run
+from trainref_ray.run import RUN_FILE, RunLock, Storage, open_run
+from trainref_ray.schemas import INVENTORY
+from trainref_ray.tracking import Tracker
+
+SAMPLE_SCHEME = "sample:"
+PACKAGES = ("trainref-ray", "ray", "torch", "torchvision", "faiss-gpu", "faiss-cpu", "mlflow", "numpy", "pyarrow")
+
+
+def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
+    """Curate an image set: decisions, soft labels, supporters and scores for every sample, and a fine-tuned model.
+
+    Args:
+        config: all settings, see `trainref_ray.config`.
+        reporter: shows progress; by default on the terminal's standard error.
+
+    Returns:
+        The finished run; its folder holds the tables, `summary.json`, the model and `report/index.html`.
+
+    Raises:
+        TrainRefError: one of its kinds (settings, shards, references, run folder, resources), with what would be right.
+    """
+    reporter = reporter or Reporter()
+    _check_settings(config)
+    storage = open_run(config.out, resume=config.resume)
+    with RunLock(storage) as lock:
+        config = embedded_sample(config, storage)
+        inputs = find_inputs(config, storage)
+        storage.write_bytes(RUN_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+        storage.write_json("environment.json", environment())
+        with connect(config.resources) as cluster:
+            pipeline = Pipeline(config, storage, cluster, reporter, lock, inputs)
+            tracker = (
+                Tracker(config.tracking, storage, config.model_dump(mode="json")) if config.tracking.enabled else None
+            )
+            status = "FAILED"
+            try:
+                pipeline.run()
+                finish(pipeline, tracker)
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                if tracker is not None:
+                    tracker.finish(status)
+    return load_run(storage.root)
+
+
+def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
+    """Summary, report, model and tracking of a curation whose tables are complete."""
+    storage, reporter = pipeline.storage, pipeline.reporter
+    storage.write_json("stages.json", stage_list(pipeline))
+    summary = summarise(load_run(storage.root), [record.as_dict() for record in reporter.records])
+    storage.write_json("summary.json", summary)
+    model = pipeline.models[-1]
+    for name in storage.names(model.path("model")):
+        storage.write_bytes(f"model/{name}", storage.read_bytes(model.path(f"model/{name}")))
+    storage.write_json(
+        "model/calibration.json", {"temperature": summary["temperature"], "class_names": pipeline.class_names}
+    )
+    build_report(load_run(storage.root), lambda uids: pipeline.read_images(uids, pixels=False))
+    if tracker is not None:
+        for step, metrics in enumerate(summary["rounds"], start=1):
+            tracker.metrics(metrics, step)
+        for name in ("summary.json", "references.csv"):
+            tracker.artifact(storage, name, "")
+        tracker.artifact(storage, "report/index.html", "report")
+        tracker.model(storage, pipeline.config.image_size, len(pipeline.class_names))
+
+
+def _check_settings(config: Config) -> None:
+    """What can be known without any file."""
+    if not config.data:
+        raise ConfigError("setting 'data' is missing: give --data SHARDS (pattern, glob, folder or URL)")
+    if config.reference is None and config.reference_per_class is None:
+        raise ConfigError("no references: give --reference FILE (csv: key,label) or --reference-per-class K")
+    try:
+        check_backbone(config.backbone)
+    except ValueError as error:
+        raise ConfigError(f"setting 'backbone' is {config.backbone!r}: {error}") from None
+
+
+def embedded_sample(config: Config, storage: Storage) -> Config:
+    """Replace `sample:digits` by shards written into the run folder, where they are once written left alone."""
+    patterns = [*config.data, *config.test_data]
+    samples = [pattern for pattern in patterns if pattern.startswith(SAMPLE_SCHEME)]
+    if not samples:
+        return config
+    unknown = [pattern for pattern in samples if pattern != "sample:digits"]
+    if unknown:
+        raise ConfigError(f"data {unknown[0]!r} is unknown; the embedded sample is 'sample:digits'")
+    if not storage.is_local:
+        raise ConfigError(f"the embedded sample needs a run folder on a disk, not {config.out!r}")
+    folder = Path(storage.location("sample"))
+    prepare_digits(folder, seed=0)
+
+    def shards(values: tuple[str, ...], split: str) -> tuple[str, ...]:
+        return tuple(str(folder / f"{split}-*.tar") if value in samples else value for value in values)
+
+    return config.model_copy(
+        update={"data": shards(config.data, "train"), "test_data": shards(config.test_data, "test")}
+    )
+
+
+def find_inputs(config: Config, storage: Storage) -> Inputs:
+    """Shards with their numbers, class names and the reference file: everything that can be wrong before a worker starts.
+
+    Raises:
+        ShardError: no shard matches, a shard is cut off, a shard is both training and test data.
+        ReferenceSetError: the reference file is wrong.
+        ConfigError: the file of class names is.
+    """
+    train = resolve_shards(config.data)
+    test = resolve_shards(config.test_data) if config.test_data else []
+    both = {file.url for file in train} & {file.url for file in test}
+    if both:
+        raise ShardError(f"{min(both)} is in --data and in --test-data; figures on it would mean nothing")
+    if not config.read.allow_truncated_shards:
+        for file in [*train, *test]:
+            problem = check_end(file.url, file.bytes)
+            if problem:
+                raise ShardError(
+                    f"{file.url}: {problem}; write it again, or go on with what it holds: --read.allow-truncated-shards"
+                )
+    names = class_names(config, train)
+    rows = read_reference_csv(config.reference, names) if config.reference else None
+    if rows is not None and not rows:
+        raise ReferenceSetError(f"{config.reference}: no references")
+    if names is None and rows:
+        names = [str(label) for label in range(max(label for _, label in rows) + 1)]
+    numbers = number_shards(storage, [*train, *test])
+    shards = [_to_read(numbers, file) for file in train]
+    if config.limit is not None:
+        shards = first_samples(shards, config.limit)
+    return Inputs(shards, [_to_read(numbers, file) for file in test], names, rows)
+
+
+def _to_read(numbers: dict[str, int], file: ShardFile) -> ShardRead:
+    return ShardRead(numbers[file.url], file.url, file.etag, file.bytes)
+
+
+def class_names(config: Config, shards: list[ShardFile]) -> list[str] | None:
+    """Names from `--classes`, else from classes.json beside the shards, else None.
+
+    Raises:
+        ConfigError: the file is missing or not a JSON list of different strings.
+    """
+    folder = shards[0].url.rsplit("/", 1)[0]
+    location = config.classes or f"{folder}/classes.json"
+    home = Storage(location.rsplit("/", 1)[0] if "/" in location else str(Path.cwd()))
+    name = location.rsplit("/", 1)[-1]
+    if not home.exists(name):
+        if config.classes:
+            raise ConfigError(f"classes file {config.classes!r} does not exist")
+        return None
+    try:
+        names = json.loads(home.read_bytes(name))
+    except ValueError as error:
+        raise ConfigError(f"{location} is not JSON: {error}") from None
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(entry, str) for entry in names):
+        raise ConfigError(f"{location} must be a JSON list of at least two class names")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{location} names a class twice")
+    return names
+
+
+def number_shards(storage: Storage, files: list[ShardFile]) -> dict[str, int]:
+    """Each shard's number in this run: kept from earlier starts, new shards get the next ones."""
+    path = "inventory/inventory.parquet"
+    known = storage.read_table(path).to_pylist() if storage.exists(path) else []
+    numbers = {row["url"]: row["shard_id"] for row in known}
+    for file in files:
+        numbers.setdefault(file.url, len(numbers))
+    facts = {row["url"]: (row["etag"], row["bytes"]) for row in known} | {
+        file.url: (file.etag, file.bytes) for file in files
+    }
+    rows = [
+        {"shard_id": number, "url": url, "etag": facts[url][0], "bytes": facts[url][1], "samples": None}
+        for url, number in numbers.items()
+    ]
+    storage.write_table(path, pa.Table.from_pylist(rows, schema=INVENTORY))
+    return numbers
+
+
+def environment() -> dict[str, Any]:
+    """Versions that a result may depend on."""
+    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+def stage_list(pipeline: Pipeline) -> dict[str, Any]:
+    """Where each stage's result is, for `load_run`."""
+    rounds = [
+        {name: getattr(stages, name).fingerprint for name in stages.__dataclass_fields__} for stages in pipeline.rounds
+    ]
+    return {
+        "class_names": pipeline.class_names,
+        "inventory": pipeline.inventory.fingerprint,
+        "shards": [shard.shard_id for shard in pipeline.inputs.shards],
+        "test_shards": [shard.shard_id for shard in pipeline.inputs.test_shards],
+        "rounds": rounds,
+        "models": [
+            {"name": stage.name, "round": stage.round, "fingerprint": stage.fingerprint} for stage in pipeline.models
+        ],
+        "predictions": {str(round_): stage.fingerprint for round_, stage in pipeline.predictions.items()},
+        "references": {"uids": pipeline.references.uids.tolist(), "labels": pipeline.references.labels.tolist()},
+        "held_out": pipeline.held_out().uids.tolist(),
+    }

@@ -1,0 +1,243 @@
+"""`summary.json`: counts, figures of METHOD 7 and what each stage cost, computed from a run's tables.
+
+The only place, besides the choice of references, that reads true labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load as load_safetensors
+
+from trainref_ray.arrays import curate_arrays
+from trainref_ray.config import Config, make_config
+from trainref_ray.evaluate import metrics
+from trainref_ray.results import CurationRun
+from trainref_ray.schemas import DECISIONS, dense_soft_labels, to_matrix
+from trainref_ray.training.calibrate import fit_temperature
+
+UNKNOWN = -2
+"""Stands for "true label not known" in integer arrays; -1 is METHOD's "belongs to no class"."""
+FEWER_REFERENCES_LIMIT = 200_000
+"""Samples above which the curation with fewer references is left out: it runs in one process."""
+
+
+def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that `summary.json` holds.
+
+    Args:
+        run: a run whose tables are complete.
+        stages: records of the stages, as `progress.StageRecord.as_dict` gives them.
+    """
+    config = make_config(run.settings)
+    counts = _counts(run)
+    rounds = [_round(run, number) for number in range(1, run.rounds + 1)]
+    temperature = _temperature(run, -1)
+    baselines: dict[str, dict[str, Any]] = {}
+    final: dict[str, Any] = dict(rounds[-1])
+    intervals = _intervals(run, config)
+    if run.stages["predictions"]:
+        models = [entry["round"] for entry in run.stages["models"]]
+        final |= _confidence(run, models[-1], temperature)
+        intervals |= _confidence_intervals(run, models[-1], config)
+        baselines["cross_entropy"] = _confidence(run, models[0], _temperature(run, 0))
+        baselines["cross_entropy"]["intervals"] = _confidence_intervals(run, models[0], config)
+    for per_class in config.evaluate.fewer_references:
+        figures = _fewer_references(run, config, per_class)
+        if figures is not None:
+            baselines[f"references_per_class_{per_class}"] = figures
+    return {
+        "counts": counts,
+        "metrics": final,
+        "intervals": intervals,
+        "rounds": rounds,
+        "baselines": baselines,
+        "temperature": temperature,
+        "stages": stages,
+        "config": run.settings,
+        "config_hash": hashlib.sha256(json.dumps(run.settings, sort_keys=True).encode()).hexdigest()[:16],
+        "versions": run.storage.read_json("environment.json"),
+    }
+
+
+def _counts(run: CurationRun) -> dict[str, int]:
+    found = Counter(run.decisions()["decision"].to_pylist())
+    return {"samples": sum(found.values()), **{name: found.get(name, 0) for name in ("quarantined", *DECISIONS[:4])}}
+
+
+def true_labels(run: CurationRun, uids: np.ndarray, *, test: bool = False) -> np.ndarray:
+    """True labels int64 [n] by uid; `UNKNOWN` where there is none."""
+    truth = run.truth(test=test)
+    known = truth["true_label"].fill_null(UNKNOWN).to_numpy().astype(np.int64)
+    order = truth["uid"].to_numpy()
+    return known[np.searchsorted(order, uids)]
+
+
+def usable_decisions(run: CurationRun, round_: int | None = None) -> pa.Table:
+    """Decisions without the quarantined rows, which have no scores."""
+    table = run.decisions(round_)
+    return table.filter(pa.array(np.array(table["decision"].to_pylist()) != "quarantined"))
+
+
+def _arrays(run: CurationRun, round_: int) -> dict[str, np.ndarray]:
+    table = usable_decisions(run, round_)
+    uids = table["uid"].to_numpy()
+    decision = np.array(table["decision"].to_pylist())
+    return {
+        "uid": uids,
+        "given": table["label"].to_numpy().astype(np.int64),
+        "best": table["best_class"].to_numpy().astype(np.int64),
+        "quality": table["label_quality"].to_numpy(),
+        "ood_score": table["ood_score"].to_numpy(),
+        "flagged_wrong": decision != "keep",
+        "flagged_ood": decision == "ood",
+        "truth": true_labels(run, uids),
+        "is_reference": np.isin(uids, run.reference_uids),
+    }
+
+
+def _label_metrics(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """noise_*, relabel_accuracy and ood_* where the truth is known."""
+    known = arrays["truth"] != UNKNOWN
+    if not known.any():
+        return {"ood_flag_rate": float(arrays["flagged_ood"].mean())}
+    part = {name: values[known] for name, values in arrays.items()}
+    return {
+        **metrics.noise_metrics(
+            part["quality"], part["given"], part["truth"], part["is_reference"], part["flagged_wrong"]
+        ),
+        "relabel_accuracy": metrics.relabel_accuracy(part["best"], part["truth"], part["is_reference"]),
+        **metrics.ood_metrics(
+            part["ood_score"], part["given"], part["truth"], part["is_reference"], part["flagged_ood"]
+        ),
+    }
+
+
+def _round(run: CurationRun, number: int) -> dict[str, Any]:
+    """Figures of one round, the embedding model's own argmax beside the curated label."""
+    arrays = _arrays(run, number)
+    figures = _label_metrics(arrays)
+    members = run.references(number)
+    figures["references"] = members.num_rows
+    known = arrays["truth"] != UNKNOWN
+    if known.any():
+        model_class = run.table("embeddings", number, ["model_class"])["model_class"].to_numpy()
+        figures["model_accuracy"] = metrics.relabel_accuracy(
+            model_class[known], arrays["truth"][known], arrays["is_reference"][known]
+        )
+        added = members.filter(pa.array(~np.array(members["given"].to_pylist())))
+        truth = true_labels(run, added["uid"].to_numpy())
+        wrong = (truth != added["label"].to_numpy())[truth != UNKNOWN]
+        figures["references_noise_rate"] = float(wrong.mean()) if len(wrong) else None
+    return figures
+
+
+def _intervals(run: CurationRun, config: Config) -> dict[str, list[float]]:
+    """95 % bootstrap intervals of the figures of the last round."""
+    arrays = _arrays(run, run.rounds)
+    known = arrays["truth"] != UNKNOWN
+    if not known.any() or not config.evaluate.bootstrap:
+        return {}
+    names = list(arrays)
+
+    def one(name: str, *values: np.ndarray) -> float | None:
+        return _label_metrics(dict(zip(names, values, strict=True))).get(name)
+
+    found = {}
+    for name in ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc"):
+        interval = metrics.bootstrap_interval(
+            partial(one, name),
+            [values[known] for values in arrays.values()],
+            resamples=config.evaluate.bootstrap,
+            seed=config.seed,
+        )
+        if interval is not None:
+            found[name] = list(interval)
+    return found
+
+
+def held_out_logits(run: CurationRun, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits and trusted labels of the references that a model was not trained on."""
+    path = run.model_stage(index).path("held_out_logits.safetensors")
+    if not run.storage.exists(path):
+        return None
+    content = load_safetensors(run.storage.read_bytes(path))
+    return content["logits"], content["labels"]
+
+
+def _temperature(run: CurationRun, index: int) -> float:
+    found = held_out_logits(run, index)
+    return fit_temperature(*found) if found is not None else 1.0
+
+
+def test_logits(run: CurationRun, round_: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of the usable test images; the true label where there is one, else the given."""
+    table = run.predictions(round_)
+    assert table is not None
+    uids = table["uid"].to_numpy()
+    samples = run.samples(test=True)
+    given = samples["label"].fill_null(-1).to_numpy().astype(np.int64)[np.searchsorted(samples["uid"].to_numpy(), uids)]
+    truth = true_labels(run, uids, test=True)
+    labels = np.where(truth == UNKNOWN, given, truth)
+    return to_matrix(table["logits"])[labels >= 0], labels[labels >= 0]
+
+
+def _confidence(run: CurationRun, round_: int, temperature: float) -> dict[str, Any]:
+    logits, labels = test_logits(run, round_)
+    return dict(metrics.confidence_metrics(logits, labels, temperature))
+
+
+def _confidence_intervals(run: CurationRun, round_: int, config: Config) -> dict[str, list[float]]:
+    if not config.evaluate.bootstrap:
+        return {}
+    logits, labels = test_logits(run, round_)
+    right = (logits.argmax(1) == labels).astype(np.float64)
+    interval = metrics.bootstrap_interval(
+        lambda values: float(values.mean()), [right], resamples=config.evaluate.bootstrap, seed=config.seed
+    )
+    return {"accuracy": list(interval)} if interval is not None else {}
+
+
+def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[str, Any] | None:
+    """The last round's curation once more with fewer references a class, on the same embeddings."""
+    table = run.table("embeddings", None, ["uid", "embedding"])
+    if table.num_rows > FEWER_REFERENCES_LIMIT:
+        return None
+    uids = table["uid"].to_numpy()
+    features = to_matrix(table["embedding"]).astype(np.float32)
+    labels = np.array(run.stages["references"]["labels"])
+    chosen = np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)])
+    rows = np.searchsorted(uids, run.reference_uids[chosen])
+    arrays = _arrays(run, run.rounds)
+    others = ~np.isin(np.arange(len(uids)), rows)
+    result = curate_arrays(
+        features[others],
+        arrays["given"][others],
+        features[rows],
+        labels[chosen],
+        classes=len(run.class_names),
+        seed=config.seed,
+        settings=config,
+    )
+    part = {name: values[others] for name, values in arrays.items()}
+    decision = result.decision
+    part |= {
+        "best": result.soft_label.argmax(1) if result.best_class is None else result.best_class,
+        "quality": result.label_quality,
+        "ood_score": result.ood_score,
+        "flagged_wrong": decision != "keep",
+        "flagged_ood": decision == "ood",
+    }
+    return _label_metrics(part)
+
+
+def curated_class_counts(run: CurationRun) -> np.ndarray:
+    """Sum of the soft labels of all samples that are trained on, float64 [C]."""
+    table = usable_decisions(run)
+    return dense_soft_labels(table["soft_label"], len(run.class_names)).astype(np.float64).sum(0)

@@ -1,0 +1,134 @@
+"""Reading a finished run: its tables, figures and model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from trainref_ray.errors import ResumeError
+from trainref_ray.run import RUN_FILE, Stage, Storage
+
+
+@dataclass(frozen=True)
+class CurationRun:
+    """A run folder whose tables are complete."""
+
+    storage: Storage
+
+    @property
+    def path(self) -> str:
+        """Where the run is."""
+        return self.storage.location()
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json`: counts, metrics, rounds, baselines, stages, settings, versions."""
+        return self.storage.read_json("summary.json")
+
+    @cached_property
+    def stages(self) -> dict[str, Any]:
+        """Fingerprints of every stage, shards, class names and references."""
+        return self.storage.read_json("stages.json")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings as they were used."""
+        return yaml.safe_load(self.storage.read_bytes(RUN_FILE))
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes 0 .. C-1."""
+        return self.stages["class_names"]
+
+    @property
+    def rounds(self) -> int:
+        """Number of curation rounds."""
+        return len(self.stages["rounds"])
+
+    def stage(self, name: str, round_: int | None = None) -> Stage:
+        """A stage of a round (the last by default), e.g. `run.stage("probe")`."""
+        number = self.rounds if round_ is None else round_
+        return Stage(self.storage, name, number, self.stages["rounds"][number - 1][name])
+
+    def table(self, name: str, round_: int | None = None, columns: list[str] | None = None) -> pa.Table:
+        """A table over all shards, by uid: embeddings, evidence, supporters or decisions."""
+        stage = self.stage(name, round_)
+        return pa.concat_tables([stage.read_shard(shard, columns) for shard in self.stages["shards"]])
+
+    def decisions(self, round_: int | None = None) -> pa.Table:
+        """One row a sample, the quarantined included (`trainref_ray.schemas.DECISION`)."""
+        return self.table("decisions", round_)
+
+    def supporters(self, round_: int | None = None) -> pa.Table:
+        """The supporters of every usable sample."""
+        return self.table("supporters", round_)
+
+    def references(self, round_: int | None = None) -> pa.Table:
+        """The references in use, given and added (`trainref_ray.schemas.REFERENCES`)."""
+        stage = self.stage("references", round_)
+        return self.storage.read_table(stage.path("members.parquet"))
+
+    def _by_shards(self, name: str, shards: list[int]) -> pa.Table | None:
+        stage = Stage(self.storage, name, 0, self.stages["inventory"])
+        return pa.concat_tables([stage.read_shard(shard) for shard in shards]) if shards else None
+
+    def samples(self, *, test: bool = False) -> pa.Table:
+        """The inventory's rows of the training (or test) shards."""
+        table = self._by_shards("inventory", self.stages["test_shards" if test else "shards"])
+        if table is None:
+            raise ResumeError(f"{self.path}: this run has no test shards")
+        return table
+
+    def truth(self, *, test: bool = False) -> pa.Table:
+        """True labels, null where unknown. For evaluation alone."""
+        table = self._by_shards("truth", self.stages["test_shards" if test else "shards"])
+        if table is None:
+            raise ResumeError(f"{self.path}: this run has no test shards")
+        return table
+
+    def model_stage(self, index: int = -1) -> Stage:
+        """Where a model is: 0 = pre-trained, -1 = the released one."""
+        entry = self.stages["models"][index]
+        return Stage(self.storage, entry["name"], entry["round"], entry["fingerprint"])
+
+    def predictions(self, round_: int) -> pa.Table | None:
+        """Logits of the test images under the model of a round, if there are test images."""
+        fingerprint = self.stages["predictions"].get(str(round_))
+        if fingerprint is None:
+            return None
+        stage = Stage(self.storage, "predictions", round_, fingerprint)
+        return pa.concat_tables([stage.read_shard(shard) for shard in self.stages["test_shards"]])
+
+    def model(self) -> Any:
+        """The released model: a torch module in evaluation mode, `trainref_ray.models.backbones.Classifier`."""
+        from trainref_ray.models.backbones import load_model
+
+        with TemporaryDirectory() as folder:
+            return load_model(self.storage.download("model", Path(folder)))[0].eval()
+
+    @property
+    def reference_uids(self) -> np.ndarray:
+        """uids int64 [R] of the given references."""
+        return np.array(self.stages["references"]["uids"], np.int64)
+
+
+def load_run(path: str) -> CurationRun:
+    """Open a run folder (path or URL).
+
+    Raises:
+        ResumeError: there is no run there, or its tables are not complete yet.
+    """
+    local = "://" not in path
+    storage = Storage(str(Path(path).expanduser().absolute()) if local else path)
+    if not storage.exists(RUN_FILE):
+        raise ResumeError(f"{path} holds no run: {RUN_FILE} is missing")
+    if not storage.exists("stages.json"):
+        raise ResumeError(f"{path}: this run has not finished its tables; start it again with the same --out")
+    return CurationRun(storage)

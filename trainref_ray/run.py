@@ -1,0 +1,343 @@
+"""A run on a disk or in an object store: stage folders, done markers, and the lock that keeps one job in it.
+
+A shard of a stage is done if and only if its marker exists, carries the stage's fingerprint and the shard's etag, and
+its rows add up. Data is written first, the marker last, so a kill at any moment loses the unfinished shard and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from trainref_ray.errors import ResumeError
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+"""A lock of another machine that has not been renewed for this long is taken over: twelve missed heartbeats."""
+OBJECT_STORE_SETTLE_SECONDS = 2.0
+"""Object stores have no exclusive create: the lock is written, and is ours if it is still ours after this."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files below one root, an absolute path or an object-store URL; small enough to be sent to workers."""
+
+    root: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a path of this machine (or of a shared file system)."""
+        return "://" not in self.root or self.root.startswith("file://")
+
+    def _resolve(self, path: str) -> tuple[pafs.FileSystem, str]:
+        if self.is_local:
+            return pafs.LocalFileSystem(), str(Path(self.root.removeprefix("file://")) / path)
+        filesystem, base = pafs.FileSystem.from_uri(self.root)
+        return filesystem, f"{base.rstrip('/')}/{path}".rstrip("/")
+
+    def location(self, path: str = "") -> str:
+        """Full path or URL of `path`, for messages and for other libraries."""
+        return self._resolve(path)[1] if self.is_local else f"{self.root.rstrip('/')}/{path}".rstrip("/")
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        filesystem, full = self._resolve(path)
+        return filesystem.get_file_info(full).type != pafs.FileType.NotFound
+
+    def names(self, path: str) -> list[str]:
+        """Sorted names of the files and folders in `path`; empty if there is no such folder."""
+        filesystem, full = self._resolve(path)
+        entries = filesystem.get_file_info(pafs.FileSelector(full, allow_not_found=True))
+        return sorted(entry.base_name for entry in entries)
+
+    def read_bytes(self, path: str) -> bytes:
+        """Content of a file."""
+        filesystem, full = self._resolve(path)
+        with filesystem.open_input_stream(full) as stream:
+            return stream.read()
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        """Write a file whole: a reader sees the old content or the new one, never a part."""
+        filesystem, full = self._resolve(path)
+        if not self.is_local:
+            with filesystem.open_output_stream(full) as stream:
+                stream.write(content)
+            return
+        filesystem.create_dir(str(Path(full).parent), recursive=True)
+        aside = f"{full}.{uuid.uuid4().hex[:8]}.part"
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, full)
+
+    def read_json(self, path: str) -> Any:
+        """Content of a JSON file."""
+        return json.loads(self.read_bytes(path))
+
+    def write_json(self, path: str, content: Any) -> None:
+        """Write a JSON file whole."""
+        self.write_bytes(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+    def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Content of a Parquet file."""
+        return pq.read_table(pa.BufferReader(self.read_bytes(path)), columns=columns)
+
+    def write_table(self, path: str, table: pa.Table) -> None:
+        """Write a Parquet file whole."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(path, sink.getvalue().to_pybytes())
+
+    def upload(self, folder: Path, path: str) -> None:
+        """Copy the files of a local folder to `path`."""
+        for file in sorted(folder.iterdir()):
+            self.write_bytes(f"{path}/{file.name}", file.read_bytes())
+
+    def download(self, path: str, folder: Path) -> Path:
+        """Copy the files of `path` to a local folder, and return it; a local `path` is returned as it is."""
+        if self.is_local:
+            return Path(self.location(path))
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in self.names(path):
+            (folder / name).write_bytes(self.read_bytes(f"{path}/{name}"))
+        return folder
+
+    def remove(self, path: str) -> None:
+        """Remove a file or folder, if there is one."""
+        filesystem, full = self._resolve(path)
+        kind = filesystem.get_file_info(full).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(full)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(full)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one round: a folder with a table a shard, or with the files of a model.
+
+    `round` is 0 for what comes before the first curation.
+    """
+
+    storage: Storage
+    name: str
+    round: int
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        """Path of the stage inside the run."""
+        place = "inventory" if self.name in ("inventory", "truth") else f"round-{self.round}"
+        return f"{place}/{self.name}-{self.fingerprint}"
+
+    def path(self, name: str) -> str:
+        """Path of a file of the stage inside the run."""
+        return f"{self.folder}/{name}"
+
+    def _marker(self, shard_id: int) -> str:
+        return self.path(f"done/{shard_id:06d}.json")
+
+    def _table(self, shard_id: int) -> str:
+        return self.path(f"shards/{shard_id:06d}.parquet")
+
+    def read_shard(self, shard_id: int, columns: list[str] | None = None) -> pa.Table:
+        """The table of a shard."""
+        return self.storage.read_table(self._table(shard_id), columns)
+
+    def write_shard(self, shard_id: int, etag: str, table: pa.Table, *, ok: int, quarantined: int) -> None:
+        """Write a shard's table, then its marker."""
+        self.storage.write_table(self._table(shard_id), table)
+        marker = {"fingerprint": self.fingerprint, "etag": etag, "ok": ok, "quarantined": quarantined}
+        self.storage.write_json(self._marker(shard_id), marker)
+
+    def done_shards(self) -> dict[int, dict[str, Any]]:
+        """Markers of the finished shards, by shard id. A marker that cannot be read does not count."""
+        markers = {}
+        for name in self.storage.names(self.path("done")):
+            if name.endswith(".json"):
+                try:
+                    marker = self.storage.read_json(self.path(f"done/{name}"))
+                except ValueError:
+                    continue
+                if marker.get("fingerprint") == self.fingerprint:
+                    markers[int(name.removesuffix(".json"))] = marker
+        return markers
+
+    def is_done(self) -> bool:
+        """Whether a stage that is not split by shards has finished."""
+        return self.storage.exists(self.path("done.json"))
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Mark a stage that is not split by shards as finished; `facts` are kept in the marker."""
+        self.storage.write_json(self.path("done.json"), {"fingerprint": self.fingerprint, **facts})
+
+    def facts(self) -> dict[str, Any]:
+        """What `finish` was given."""
+        return self.storage.read_json(self.path("done.json"))
+
+
+class RunLock:
+    """Keeps one job in a run folder: a file with the owner and a heartbeat.
+
+    A lock is taken over when its owner is dead: on the same machine when that process is gone, on another one when the
+    heartbeat is older than `STALE_SECONDS`.
+    """
+
+    PATH = "lock.json"
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+
+    def __enter__(self) -> RunLock:
+        """Take the lock.
+
+        Raises:
+            ResumeError: another job that is alive owns the run folder.
+        """
+        owner = self._read()
+        if owner is not None:
+            self._refuse_if_alive(owner)
+            self._discard(owner)
+        self._create()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        owner = self._read()
+        if owner is not None and owner["token"] == self.token:
+            self.storage.remove(self.PATH)
+
+    def check(self) -> None:
+        """Called between stages.
+
+        Raises:
+            ResumeError: another job took the run folder over, e.g. after this machine slept.
+        """
+        if self._lost:
+            raise ResumeError(f"{self.storage.location()}: another job took this run folder over; this one stops")
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return self.storage.read_json(self.PATH) if self.storage.exists(self.PATH) else None
+        except (ValueError, FileNotFoundError):
+            return None
+
+    def _content(self) -> dict[str, Any]:
+        process = psutil.Process()
+        return {
+            "token": self.token,
+            "host": socket.gethostname(),
+            "pid": process.pid,
+            "process_started": process.create_time(),
+            "heartbeat": time.time(),
+        }
+
+    def _refuse_if_alive(self, owner: dict[str, Any]) -> None:
+        if owner["host"] == socket.gethostname():
+            try:
+                alive = abs(psutil.Process(owner["pid"]).create_time() - owner["process_started"]) < 1.0
+            except psutil.NoSuchProcess:
+                alive = False
+        else:
+            alive = time.time() - owner["heartbeat"] < STALE_SECONDS
+        if alive:
+            raise ResumeError(
+                f"{self.storage.location()}: another job is working in this run folder (process {owner['pid']} on "
+                f"{owner['host']}, last sign of life {max(0.0, time.time() - owner['heartbeat']):.0f} s ago); "
+                "wait for it, or choose another --out"
+            )
+
+    def _discard(self, owner: dict[str, Any]) -> None:
+        """Remove a dead owner's lock; of several jobs that try, the rename lets one succeed."""
+        if not self.storage.is_local:
+            self.storage.remove(self.PATH)
+            return
+        path = Path(self.storage.location(self.PATH))
+        aside = path.with_name(f"lock.{owner['token'][:8]}.dead")
+        try:
+            os.rename(path, aside)
+            aside.unlink()
+        except FileNotFoundError:
+            pass
+
+    def _create(self) -> None:
+        content = json.dumps(self._content()).encode()
+        if self.storage.is_local:
+            path = Path(self.storage.location(self.PATH))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(path, "xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                raise ResumeError(f"{self.storage.location()}: another job has just taken this run folder") from None
+            return
+        self.storage.write_bytes(self.PATH, content)
+        time.sleep(OBJECT_STORE_SETTLE_SECONDS)
+        owner = self._read()
+        if owner is None or owner["token"] != self.token:
+            raise ResumeError(f"{self.storage.location()}: another job has just taken this run folder")
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            owner = self._read()
+            if owner is None or owner["token"] != self.token:
+                self._lost = True
+                return
+            try:
+                self.storage.write_json(self.PATH, self._content())
+            except OSError:
+                continue  # the next beat tries again; eleven more may be missed
+
+
+RUN_FILE = "run.yaml"
+
+
+def open_run(root: str, *, resume: bool) -> Storage:
+    """The storage of a run folder that is new, empty, or holds a run.
+
+    Args:
+        root: path or URL.
+        resume: false removes the results that are there (only from a folder that holds a run).
+
+    Raises:
+        ResumeError: the folder holds something else than a run.
+    """
+    local = "://" not in root
+    storage = Storage(str(Path(root).expanduser().absolute()) if local else root)  # workers have other working folders
+    names = [name for name in storage.names("") if not name.startswith("lock.")]
+    if storage.is_local and Path(storage.location()).is_file():
+        raise ResumeError(f"{storage.location()} is a file; --out must be a run folder, or a new or empty one")
+    if names and RUN_FILE not in names:
+        shown = ", ".join(names[:3])
+        raise ResumeError(
+            f"{storage.location()} holds something else than a run ({shown}); --out must be a run folder, "
+            "or a new or empty one"
+        )
+    if names and not resume:
+        for name in names:
+            if name.startswith("round-") or name in ("inventory", "model", "report", "summary.json"):
+                storage.remove(name)
+    return storage

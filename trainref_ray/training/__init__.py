@@ -1,0 +1,1 @@
+"""Training a classifier on hard or soft labels: the loop, its loss, its views, and temperature scaling."""

@@ -1,0 +1,103 @@
+"""Where a training stands, in memory and on disk: tensors in safetensors, the rest in json, never half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+DESCRIPTION = "state.json"
+"""Written last: it names the file of tensors that belongs to it."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch did: mean loss of this worker's steps, loss (NLL) and accuracy on the validation images if there
+    are some, seconds, and images that all workers together put through the model."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    seconds: float
+    images: int
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that resuming needs, on the CPU.
+
+    Attributes:
+        epoch: epochs that are finished.
+        model: parameters and buffers after the last epoch.
+        optimizer: the optimiser's tensors, named `<parameter number>.<name>`.
+        best: parameters and buffers after the epoch with the lowest validation loss, if that one is kept.
+        history: a report for each finished epoch.
+    """
+
+    epoch: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    best: dict[str, Tensor] | None = None
+    history: list[EpochReport] = field(default_factory=list)
+
+    def final(self) -> dict[str, Tensor]:
+        """The model state to release: the best one if it is kept, else the last."""
+        return self.model if self.best is None else self.best
+
+
+def save_state(state: TrainState, folder: str | Path) -> None:
+    """Write `state.json` and `tensors-<epoch>.safetensors`.
+
+    Each file is written aside and renamed, the description last, and what an earlier state left is removed after that:
+    a reader finds the one state or the other, whenever the writer dies.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cloned: the best state may be the last one, and safetensors refuses two names for one piece of memory.
+    best = {name: value.clone() for name, value in (state.best or {}).items()}
+    parts = {"model": state.model, "optimizer": state.optimizer, "best": best}
+    tensors = {f"{part}/{key}": value.contiguous() for part, values in parts.items() for key, value in values.items()}
+    name = f"tensors-{state.epoch:04d}.safetensors"
+    aside = folder / f"{name}.part"
+    save_file(tensors, aside)
+    os.replace(aside, folder / name)
+    content = {
+        "epoch": state.epoch,
+        "tensors": name,
+        "has_best": state.best is not None,
+        "history": [asdict(report) for report in state.history],
+    }
+    aside = folder / f"{DESCRIPTION}.part"
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(aside, folder / DESCRIPTION)
+    for old in folder.glob("tensors-*"):
+        if old.name != name:
+            old.unlink()
+
+
+def load_state(folder: str | Path) -> TrainState:
+    """Read what `save_state` wrote.
+
+    Raises:
+        ValueError: the description or the tensors are not a training state.
+        FileNotFoundError: a file is missing.
+    """
+    path = Path(folder) / DESCRIPTION
+    try:
+        content = json.loads(path.read_text())
+        epoch, name, has_best = content["epoch"], content["tensors"], content["has_best"]
+        history = [EpochReport(**report) for report in content["history"]]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not describe a training state: {error!r}") from error
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "best": {}}
+    for key, value in load_file(Path(folder) / name).items():
+        part, _, tensor = key.partition("/")
+        if part not in parts:
+            raise ValueError(f"{Path(folder) / name} holds an unknown tensor {key!r}")
+        parts[part][tensor] = value
+    return TrainState(epoch, parts["model"], parts["optimizer"], parts["best"] if has_best else None, history)
