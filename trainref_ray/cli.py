@@ -35,7 +35,10 @@ def parse_curate(arguments: Sequence[str], *, default_preset: str | None) -> Con
     if preset is None:
         has_data = any(argument == "--data" or argument.startswith("--data=") for argument in rest)
         preset = default_preset if has_data else "demo"
-    base = make_config(load_preset(preset) if preset else {})
+    content = load_preset(preset) if preset else {}
+    if any(argument == "--reference" or argument.startswith("--reference=") for argument in rest):
+        content.pop("reference_per_class", None)  # a file given by the user stands for the preset's drawn references
+    base = make_config(content)
     if base.out == Config().out and preset is not None:
         base = make_config(base.model_dump(), {"out": f"runs/{preset.removesuffix('.yaml').rsplit('/', 1)[-1]}"})
     try:

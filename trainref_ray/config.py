@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainref_ray.errors import ConfigError
 from trainref_ray.schemas import SCHEMA_VERSION
@@ -137,12 +137,6 @@ class VoteSettings(Settings):
     """Weight of the influence of the given references."""
     model_weight: float = Field(1.0, ge=0)
     """Weight of the probe's own probabilities."""
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> VoteSettings:
-        if self.vote_weight + self.influence_weight + self.model_weight <= 0:
-            raise ValueError("one of vote_weight, influence_weight, model_weight must be above 0")
-        return self
 
 
 class OodSettings(Settings):
@@ -281,12 +275,6 @@ class Config(Settings):
     resources: ResourceSettings = ResourceSettings()
     tracking: TrackingSettings = TrackingSettings()
 
-    @model_validator(mode="after")
-    def _one_source_of_references(self) -> Config:
-        if self.reference is not None and self.reference_per_class is not None:
-            raise ValueError("give reference (a file) or reference_per_class, not both")
-        return self
-
 
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "inventory": ("label_field", "truth_field", "limit", "read", "classes"),
@@ -381,9 +369,19 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     for layer in layers:
         content = merge(content, layer)
     try:
-        return Config.model_validate(content)
+        config = Config.model_validate(content)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    """What no setting can say alone. Not a validator of the model, so that the command line too says it in one line."""
+    if config.reference is not None and config.reference_per_class is not None:
+        raise ConfigError("give reference (a file) or reference_per_class, not both")
+    if config.vote.vote_weight + config.vote.influence_weight + config.vote.model_weight <= 0:
+        raise ConfigError("one of vote.vote_weight, vote.influence_weight, vote.model_weight must be above 0")
 
 
 def _explain(error: ValidationError) -> str:

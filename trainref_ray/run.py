@@ -327,9 +327,9 @@ def open_run(root: str, *, resume: bool) -> Storage:
     """
     local = "://" not in root
     storage = Storage(str(Path(root).expanduser().absolute()) if local else root)  # workers have other working folders
-    names = [name for name in storage.names("") if not name.startswith("lock.")]
     if storage.is_local and Path(storage.location()).is_file():
         raise ResumeError(f"{storage.location()} is a file; --out must be a run folder, or a new or empty one")
+    names = [name for name in storage.names("") if not name.startswith("lock.")]
     if names and RUN_FILE not in names:
         shown = ", ".join(names[:3])
         raise ResumeError(

@@ -11,6 +11,7 @@ from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+PNG_END = b"IEND\xaeB`\x82"
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,6 +75,8 @@ def _decode(data: bytes, max_pixels: int, at_least: int | None) -> Decoded:
         if at_least is not None:
             image.draft(None, (min(at_least, width), min(at_least, height)))
         image.load()
+        if image.format == "PNG" and PNG_END not in data:  # Pillow is content once it has all rows
+            raise ImageError("is cut off: a PNG's last chunk is missing")
         turn = UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
     if turn is None:

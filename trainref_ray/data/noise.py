@@ -64,6 +64,9 @@ def inject(
 ) -> np.ndarray:
     """Noisy labels for true ones.
 
+    "With probability r" means a random r N of the samples, rounded, as DivideMix and its successors do: the rate is the
+    one asked for, in small sets too.
+
     - `sym:r`: with probability r a class drawn from all C, so r(C - 1)/C are wrong (DivideMix's convention).
     - `symflip:r`: with probability r one of the other C - 1.
     - `asym:r`: with probability r the class that `confusion` names; a class it leaves as it is gets no noise.
@@ -100,14 +103,17 @@ def inject(
     if noise.kind == "asym":
         if confusion is None:
             raise ConfigError(
-                f"noise {spec!r} needs a table of classes that are confused; CIFAR-10 and CIFAR-100 have one"
+                f"noise {spec!r} needs a table of confused classes, which only CIFAR-10 and CIFAR-100 have"
             )
         other = np.asarray(confusion, np.int64)[labels]
     elif noise.kind == "sym":
         other = rng.integers(0, classes, len(labels))
     else:
         other = (labels + rng.integers(1, classes, len(labels))) % classes
-    return np.where(rng.random(len(labels)) < noise.rate, other, labels)
+    noisy = labels.copy()
+    chosen = rng.permutation(len(labels))[: round(noise.rate * len(labels))]
+    noisy[chosen] = other[chosen]
+    return noisy
 
 
 def _instance(
@@ -155,9 +161,7 @@ def read_human_labels(noise: NoiseSpec, samples: int, classes: int) -> np.ndarra
     if labels.shape != (samples,):
         raise ConfigError(f"human labels in {path} have the shape {labels.shape}; {samples} are needed, one a sample")
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise ConfigError(
-            f"human labels in {path} run from {labels.min()} to {labels.max()}; classes are 0 to {classes - 1}"
-        )
+        raise ConfigError(f"human labels in {path} run from {labels.min()} to {labels.max()}, not 0 to {classes - 1}")
     return labels
 
 

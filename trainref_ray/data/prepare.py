@@ -30,8 +30,8 @@ FORMAT_VERSION = 1
 MARKER = "prepare.json"
 CLASSES = "classes.json"
 DIGITS_NOISE = "symflip:0.4"
-DIGITS_SHARD_SIZE = 387
-"""1,547 training samples in four shards."""
+DIGITS_SHARD_SIZE = 400
+"""1,547 training samples in four shards, 400 test samples in one."""
 FEATURE_SIDE = 32
 """Instance-dependent noise looks at pixels, 32 x 32 RGB as in Xia et al. 2020."""
 
@@ -47,8 +47,7 @@ class PrepareSettings:
     root: str | None = None
     """Folder of CIFAR's Python archive, or of one sub-folder of images a class."""
     splits: tuple[str, ...] = ()
-    """Splits to write; by default train and test, and of a folder train alone. Several splits of a folder are read from
-    the sub-folders of these names."""
+    """Splits to write: by default train and test, of a folder train alone; several of a folder are its sub-folders."""
     noise: str = "none"
     """Noise of the training labels: none, sym:R, symflip:R, asym:R (CIFAR), instance:R or human:FILE."""
     truth: bool = False

@@ -44,7 +44,6 @@ class _Header:
     name: str
     size: int
     kind: bytes
-    at: int
 
 
 class _TarReader:
@@ -82,7 +81,7 @@ class _TarReader:
                 continue
             has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
             size = int(names.get("size", info.size)) if has_data else 0
-            yield _Header(names.get("path", info.name), size, info.type, at)
+            yield _Header(names.get("path", info.name), size, info.type)
             names = {}
 
     def data(self, header: _Header) -> bytes:
@@ -100,7 +99,7 @@ class _TarReader:
     def _extended(self, info: tarfile.TarInfo) -> bytes:
         if info.size > MAX_HEADER_BYTES:
             raise _DamageError(f"has an extended header of {info.size:,} bytes at byte {self.position - BLOCK:,}")
-        return self.data(_Header("an extended header", info.size, info.type, self.position - BLOCK))
+        return self.data(_Header("an extended header", info.size, info.type))
 
     def _read(self, size: int, where: str) -> bytes:
         pieces = []

@@ -130,7 +130,7 @@ def embedded_sample(config: Config, storage: Storage) -> Config:
 
 
 def find_inputs(config: Config, storage: Storage) -> Inputs:
-    """Shards with their numbers, class names and the reference file: everything that can be wrong before a worker starts.
+    """Shards with their numbers, class names, the reference file: all that can be wrong before a worker starts.
 
     Raises:
         ShardError: no shard matches, a shard is cut off, a shard is both training and test data.

@@ -186,7 +186,7 @@ class Pipeline:
         return table.filter(pa.array(np.array(table["status"].to_pylist()) == OK)).select(columns)
 
     def _choose_references(self) -> None:
-        """Match the reference file's keys, or draw references by the trusted field, which is read here and in evaluation."""
+        """Match the reference file's keys, or draw by the trusted field, which is read here and in evaluation only."""
         samples = self._samples(["uid", "key", "label"])
         uids = samples["uid"].to_numpy()
         names = self.inputs.class_names
@@ -201,8 +201,8 @@ class Pipeline:
             true_labels = [known[uid] for uid in uids.tolist()]
             if all(label is None for label in true_labels):
                 raise ReferenceSetError(
-                    f"no sample has the trusted field {self.config.truth_field!r}, from which references are to be drawn; "
-                    "give --reference FILE, or --truth-field"
+                    f"no sample has the trusted field {self.config.truth_field!r}, from which references are to be "
+                    "drawn; give --reference FILE, or --truth-field"
                 )
             trusted = np.array([-1 if label is None else label for label in true_labels], np.int64)
             classes = len(names) if names else int(max(trusted.max(), samples["label"].to_numpy().max())) + 1
@@ -518,7 +518,7 @@ class Pipeline:
             )
 
     def _index_files(self, stages: RoundStages) -> list[tuple[str, str]]:
-        """One FAISS file for each index shard. Their number changes no result, so it is not in the stage's fingerprint."""
+        """One FAISS file for each index shard. Their number changes no result, so no fingerprint has it."""
         members = curation.members(stages.references)
         uids, vectors = members.uids, members.embeddings
         count = min(self.config.resources.index_shards, len(uids))

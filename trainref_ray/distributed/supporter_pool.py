@@ -34,7 +34,7 @@ class IndexShard:
             self._index = SupporterIndex.load(local, sha256, gpu=gpu)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest members of this shard: similarity float32 [N, k], uid int64 [N, k], -1 where there are fewer."""
+        """The k nearest members of this shard: similarity float32 [N, k], uid int64 [N, k], -1 where there is none."""
         return self._index.search(queries, k)
 
 

@@ -7,7 +7,6 @@ embedding of METHOD 1, so every backbone here ends in exactly one linear layer.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainref_ray.data.images import stored_size as stored_side
 from trainref_ray.models.bodies import Body, backbone_names, build_body, check_backbone
 
 __all__ = [
@@ -112,15 +112,6 @@ class Classifier(nn.Module):
         if self.frozen:
             self.body.eval()
         return self
-
-
-def stored_side(image_size: int) -> int:
-    """Side S' at which images are kept for a model of `image_size`: larger images leave room for random crops.
-
-    Below 96 px the images are kept as they are and random crops pad them, as is usual on CIFAR; from there on the side
-    is 8/7 of the image size (256 for 224, the usual ratio), rounded up to a multiple of 16.
-    """
-    return image_size if image_size < 96 else math.ceil(image_size * 8 / 7 / 16) * 16
 
 
 def build(spec: ModelSpec) -> Classifier:

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from trainref_ray.report.content import ReportContent, metric_label
 from trainref_ray.report.figures import best_rows, class_changes, decision_segments
-from trainref_ray.report.page import DECISION_WORDS, MISSING, format_count, format_percent, format_value
+from trainref_ray.report.page import (
+    DECISION_WORDS,
+    MISSING,
+    format_count,
+    format_interval,
+    format_percent,
+    format_value,
+)
 
 SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7))
 """Names of sizes in the metadata block of dataset cards, and below which number of samples each holds."""
@@ -56,10 +63,7 @@ def _decisions(content: ReportContent) -> Iterator[str]:
 def _figures(content: ReportContent) -> Iterator[str]:
     yield from ("## Figures", "")
     for figure in content.headline:
-        interval = ""
-        if figure.interval:
-            low, high = (format_value(end, figure.unit) for end in figure.interval)
-            interval = f" (95 % interval {low} to {high})"
+        interval = f", 95 % CI {format_interval(figure.interval, figure.unit)}" if figure.interval else ""
         value = format_value(figure.value, figure.unit)
         yield f"- {escape(figure.label)}: **{escape(value)}**{escape(interval)}: {escape(figure.meaning)}"
     if content.headline:

@@ -1,4 +1,4 @@
-"""Everything the report shows, as plain data: filled from a run in one place, rendered as HTML and Markdown elsewhere."""
+"""Everything the report shows, as plain data between the code that fills it from a run and the code that renders it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,12 @@ def render(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        value=format_value, count=format_count, percent=format_percent, duration=format_duration, metric=metric_label
+        value=format_value,
+        interval=format_interval,
+        count=format_count,
+        percent=format_percent,
+        duration=format_duration,
+        metric=metric_label,
     )
     # the two files are the package's own and hold no data, so they alone are not escaped
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
@@ -91,6 +96,12 @@ def format_value(value: float | int | None, unit: str = "") -> str:
         return f"{100 * value:.1f} %"
     text = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
     return f"{text} {unit}" if unit else text
+
+
+def format_interval(interval: tuple[float, float], unit: str = "") -> str:
+    """Both ends of an interval as text, the unit behind the second."""
+    low, high = (format_value(end, unit) for end in interval)
+    return f"{low.removesuffix(f' {unit}')} – {high}"
 
 
 def format_count(value: float) -> str:

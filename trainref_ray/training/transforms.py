@@ -1,7 +1,8 @@
 """Views of a batch, on the device that holds it.
 
 Every choice is drawn from a generator on the CPU: the same seed gives the same views on every device, and a GPU is
-never waited for. On a CPU core crop and flip cost about 1 % of forward and backward of `cnn_small`.
+never waited for. On one CPU core at 32 px an image costs 12 µs for the crop, 4 µs for the flip and 66 µs for
+RandAugment, beside 600 to 1,000 µs for forward and backward of `cnn_small`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def randaugment(pixels: Tensor, magnitude: int, generator: torch.Generator) -> T
 
     Args:
         pixels: uint8 [B, S, S, 3].
-        magnitude: 0 (no change of geometry and colour) to 30 (strongest).
+        magnitude: 0 to 30 (strongest); at 0 only autocontrast and equalize, which have no strength, change an image.
         generator: on the CPU.
 
     Returns:

@@ -1,0 +1,84 @@
+"""The whole job on a real local Ray: tables, figures, report; started again; with a changed setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import TINY
+
+from trainref_ray import curate, load_run, make_config
+from trainref_ray.results import CurationRun
+from trainref_ray.schemas import DECISION, check, dense_soft_labels
+
+pytestmark = pytest.mark.ray
+
+
+def start(out: Path, **changes: Any) -> CurationRun:
+    return curate(make_config(TINY, {"out": str(out)}, changes))
+
+
+@pytest.fixture(scope="module")
+def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> CurationRun:
+    return start(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def test_counts_add_up(run: CurationRun) -> None:
+    counts = run.summary["counts"]
+    assert counts["samples"] == 500
+    assert counts["samples"] == sum(counts[name] for name in ("quarantined", "keep", "relabel", "soften", "ood"))
+
+
+def test_decisions_have_a_row_for_every_sample(run: CurationRun) -> None:
+    decisions = check(run.decisions(), DECISION, "decisions")
+    assert decisions["uid"].to_pylist() == run.samples()["uid"].to_pylist()
+    dense = dense_soft_labels(decisions["soft_label"], 10)
+    trained_on = np.isin(np.array(decisions["decision"].to_pylist()), ["keep", "relabel", "soften"])
+    assert np.allclose(dense.sum(1), trained_on, atol=1e-5)
+
+
+def test_references_keep_their_trusted_label(run: CurationRun) -> None:
+    decisions = run.decisions()
+    rows = decisions.filter(pa.array(np.isin(decisions["uid"].to_numpy(), run.reference_uids)))
+    assert set(rows["decision"].to_pylist()) == {"keep"}
+    assert rows["best_class"].to_pylist() == run.stages["references"]["labels"]
+
+
+def test_no_sample_supports_itself(run: CurationRun) -> None:
+    supporters = run.supporters()
+    for uid, others in zip(supporters["uid"].to_pylist(), supporters["supporter_uid"].to_pylist(), strict=True):
+        assert uid not in others
+
+
+def test_figures_and_report_are_there(run: CurationRun) -> None:
+    metrics = run.summary["metrics"]
+    assert {"noise_auroc", "relabel_accuracy", "ood_auroc", "accuracy", "ece_ts"} <= set(metrics)
+    assert metrics["noise_auroc"] > 0.8
+    assert run.summary["baselines"]["cross_entropy"]["accuracy"] > 0.5
+    assert "<html" in run.storage.read_bytes("report/index.html").decode()
+    assert run.model()(run.model().prepare(_zeros())).shape == (1, 10)
+
+
+def _zeros() -> Any:
+    import torch
+
+    return torch.zeros((1, 8, 8, 3), dtype=torch.uint8)
+
+
+def test_started_again_it_does_nothing_twice(run: CurationRun, local_ray: None) -> None:
+    before = run.decisions()
+    again = start(Path(run.path))
+    assert again.decisions().equals(before)
+    assert all(stage["shards_reused"] == stage["shards"] for stage in again.summary["stages"])
+
+
+def test_another_k_computes_supporters_and_what_follows(run: CurationRun, local_ray: None, tmp_path: Path) -> None:
+    other = start(Path(run.path), vote={"k": 5}, finetune_model=False)
+    reused = {stage["name"] for stage in other.summary["stages"] if stage["shards_reused"] == stage["shards"]}
+    done = {stage["name"] for stage in other.summary["stages"] if stage["shards_reused"] < stage["shards"]}
+    assert {"inventory", "pretrain", "embeddings", "probe", "evidence", "references"} <= reused
+    assert done == {"supporters", "ood", "decisions"}
+    assert load_run(run.path).supporters()["supporter_uid"].type.list_size == 5
