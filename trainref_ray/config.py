@@ -95,8 +95,8 @@ class ProbeSettings(Settings):
     """Passes over the embeddings."""
     batch_size: int = Field(512, ge=1)
     """Embeddings a step."""
-    learning_rate: float = Field(0.05, gt=0)
-    """Adam's, constant."""
+    learning_rate: float = Field(0.01, gt=0)
+    """Adam's, constant. At 0.05 the head memorises noisy labels (digits: relabel_accuracy 0.96 to 0.94)."""
     weight_decay: float = Field(1e-4, ge=0)
     """Adam's L2 penalty."""
     scale: float = Field(16.0, gt=0)
@@ -121,12 +121,13 @@ class AugmentSettings(Settings):
 class VoteSettings(Settings):
     """Phase III: supporters, their vote, and how the three sources of evidence make one distribution."""
 
-    k: int = Field(10, ge=1)
-    """Supporters of a sample."""
-    near_duplicate: float = Field(0.9999, gt=0, le=1)
-    """A member with a cosine above this is a copy and does not support the sample."""
+    k: int = Field(20, ge=1)
+    """Supporters of a sample; 10, 20 and 50 measured within 0.001 of each other."""
+    near_duplicate: float = Field(0.999, gt=0, le=1)
+    """A member with a cosine above this is a copy and does not support the sample. Nearest different CIFAR-10 images
+    reach 0.98 (99 %) to 0.995 (largest)."""
     diversity: bool = False
-    """Take the k from the most similar quarter of 4k, each one unlike those taken."""
+    """Take the k from the nearest 4k (at most a quarter of the members), each one unlike those taken."""
     balance: float = Field(1.0, ge=0, le=1)
     """1 = votes are divided by the class's share of the members, 0 = not, between = a power of it."""
     temperature: float = Field(0.5, gt=0)

@@ -163,6 +163,8 @@ def _worker(config: dict[str, Any]) -> None:
         model = _start_model(job, Path(scratch))
         state = _latest_state(job, Path(scratch))
         held_out = _held_out(job.stage)
+        if job.settings.freeze_backbone:
+            model.freeze_backbone()  # before it is wrapped, which notes the parameters that are trained
         distributed = ray.train.torch.prepare_model(model, parallel_strategy="ddp" if world > 1 else None)
 
         def on_epoch(report: EpochReport, current: TrainState) -> None:
