@@ -27,8 +27,8 @@ TINY: dict[str, Any] = {
     "report": {"gallery": 6},
     "tracking": {"enabled": False},
 }
-"""A curation that takes seconds once Ray runs: a third of the digits, few epochs; after so few, embeddings of a class lie
-closer together than those of a trained model, and a hundred members are enough for ten supporters, not for twenty."""
+"""A curation that takes seconds once Ray runs: a third of the digits, few epochs. After so few, embeddings of a class
+lie closer together than a trained model's, and a hundred members are enough for ten supporters, not for twenty."""
 
 
 @pytest.fixture(scope="session")
