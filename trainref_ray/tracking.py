@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ class Tracker:
         os.environ.setdefault("DO_NOT_TRACK", "true")
         from mlflow import MlflowClient  # imported late: it takes seconds
 
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # else it tells of each table of a new database
+        logging.getLogger("alembic").setLevel(logging.ERROR)
         self._storage = storage
         self._uri = settings.uri or self._embedded_uri()
         self._client = MlflowClient(tracking_uri=self._uri)
@@ -82,6 +85,12 @@ class Tracker:
         entries = [Metric(name, float(value), now, step) for name, value in values.items() if value is not None]
         if entries:
             self._client.log_batch(self.run_id, metrics=entries)
+
+    def stage(self, record: Mapping[str, Any]) -> None:
+        """Log what a finished stage cost, at its round."""
+        name = record["name"]
+        figures = {f"stage/{name}/{key}": record[key] for key in ("seconds", "items", "items_per_second")}
+        self.metrics(figures, record["round"])
 
     def artifact(self, storage: Storage, name: str, folder: str) -> None:
         """Log a file of the run folder under `folder`."""
