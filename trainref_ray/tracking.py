@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,6 +106,7 @@ class Tracker:
         It is logged from code with safetensors beside it: nothing is pickled.
         """
         import mlflow
+        import mlflow.pyfunc  # before warnings are caught: it changes the filters
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
@@ -113,7 +115,8 @@ class Tracker:
             Schema([TensorSpec(np.dtype(np.float32), (-1, classes), "probabilities")]),
         )
         mlflow.set_tracking_uri(self._uri)
-        with TemporaryDirectory() as scratch, mlflow.start_run(run_id=self.run_id):
+        with TemporaryDirectory() as scratch, mlflow.start_run(run_id=self.run_id), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it would rather derive the signature than be given it
             folder = Path(scratch) / "model"
             folder.mkdir()
             for name in storage.names("model"):
