@@ -23,7 +23,7 @@ from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.limit import first_samples
 from trainref_ray.distributed.pipeline import Pipeline
 from trainref_ray.distributed.session import connect
-from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError
+from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError
 from trainref_ray.models.backbones import check_backbone
 from trainref_ray.progress import Reporter
 from trainref_ray.report.collect import build_report
@@ -58,7 +58,8 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
         inputs = find_inputs(config, storage)
         storage.write_bytes(RUN_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         storage.write_json("environment.json", environment())
-        with tracked(config, storage, reporter) as tracker, connect(config.resources) as cluster:
+        with tracked(config, storage, reporter) as starting, connect(config.resources) as cluster:
+            tracker = None if starting is None else started(starting)
             pipeline = Pipeline(Context(config, storage, cluster, reporter, inputs), lock)
             pipeline.run()
             finish(pipeline, tracker)
@@ -87,7 +88,22 @@ def tracked(config: Config, storage: Storage, reporter: Reporter) -> Iterator[Fu
                 thread.submit(starting.result().finish, status).result()
 
 
-def finish(pipeline: Pipeline, tracker: Future[Tracker] | None) -> None:
+def started(starting: Future[Tracker]) -> Tracker:
+    """The tracker, once it is connected.
+
+    Raises:
+        TrackingError: it could not be; said before any stage runs, not when hours of work are to be logged.
+    """
+    try:
+        return starting.result()
+    except Exception as error:  # MLflow's stores raise errors of many libraries
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise TrackingError(
+            f"MLflow cannot be used: {reason[0]}; see tracking.uri, or go on without: --tracking.no-enabled"
+        ) from error
+
+
+def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
     """Summary, report, model and tracking of a curation whose tables are complete."""
     context = pipeline.context
     storage, reporter = context.storage, context.reporter
@@ -102,7 +118,7 @@ def finish(pipeline: Pipeline, tracker: Future[Tracker] | None) -> None:
     )
     build_report(load_run(storage.root), lambda uids: context.read_images(uids, pixels=False))
     if tracker is not None:
-        log_run(tracker.result(), pipeline, summary)
+        log_run(tracker, pipeline, summary)
 
 
 def log_run(tracker: Tracker, pipeline: Pipeline, summary: dict[str, Any]) -> None:
