@@ -41,20 +41,21 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
     models = [entry["round"] for entry in run.stages["models"]]
     baselines: dict[str, dict[str, Any]] = {}
     intervals = _intervals(run, config)
+    final: dict[str, Any] = {}
     if run.stages["predictions"]:
+        final = _confidence(run, models[-1], _temperature(run, -1))
         for index, number in enumerate(models[1:], start=1):
             rounds[number - 1] |= _confidence(run, number, _temperature(run, index))
         intervals |= _confidence_intervals(run, models[-1], config)
         baselines["cross_entropy"] = _confidence(run, models[0], _temperature(run, 0))
         baselines["cross_entropy"]["intervals"] = _confidence_intervals(run, models[0], config)
-    final = dict(rounds[-1])
     for per_class in config.evaluate.fewer_references:
         figures = _fewer_references(run, config, per_class)
         if figures is not None:
             baselines[f"references_per_class_{per_class}"] = figures
     return {
         "counts": counts,
-        "metrics": final,
+        "metrics": rounds[-1] | final,
         "intervals": intervals,
         "rounds": rounds,
         "baselines": baselines,
