@@ -136,7 +136,12 @@ def prepare_command(arguments: Sequence[str]) -> int:
     from trainref_ray.data.prepare import LISTED, PrepareSettings, prepare
 
     def command() -> None:
-        settings = tyro.cli(PrepareSettings, args=name_positionals(arguments, ("--source", "--root")), prog="prepare")
+        settings = tyro.cli(
+            PrepareSettings,
+            args=name_positionals(arguments, ("--source", "--root")),
+            prog="prepare",
+            description="Write images as shards: prepare SOURCE ROOT --out DIR, or with --source and --root by name.",
+        )
         if settings.source in LISTED:
             from trainref_ray.distributed.prepare import prepare_listed  # imported late: the others need no Ray
 

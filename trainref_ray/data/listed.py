@@ -13,6 +13,7 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from trainref_ray.run import Storage
 
 DONE = "done"
 PROBED_FILES = 100
-"""Files looked for before anything is written: if none of so many, drawn at random, is there, the root is wrong."""
+"""Files looked for before anything is written: if none of the first so many is there, in their random order, the root
+is wrong."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _plan(source: ListedSource, out: str, split: str, settings: Mapping[str, Any
 
 def _probe(job: ListedJob) -> None:
     """Files that are missing are counted, but if all are, it is a mistake that should not cost hours to see."""
-    files = [file for shard in job.shards[:PROBED_FILES] for file in shard.files[:PROBED_FILES]][:PROBED_FILES]
+    files = list(islice(chain.from_iterable(shard.files for shard in job.shards), PROBED_FILES))
     if not any((job.source.root / file.path).exists() for file in files):
         raise ConfigError(
             f"none of {len(files)} files drawn from the lists is in {job.source.root}, the first being "

@@ -169,6 +169,19 @@ def test_a_shard_without_its_tar_or_marker_is_written_again_and_no_other(
     assert unchanged == {f"train-0000{number}.tar" for number in (0, 1, 3, 4)}
 
 
+def test_files_that_have_come_since_are_taken_when_their_shard_is_removed(tmp_path: Path) -> None:
+    listed = source(tmp_path / "in")
+    write(plan(listed, tmp_path / "out"))
+    path, shard = (tmp_path / "out" / "train-missing.txt").read_text().strip().split("\t")
+    (tmp_path / "in" / path).write_bytes(b"late")
+    assert isinstance(start(listed, tmp_path / "out"), PrepareResult)
+    (tmp_path / "out" / shard).unlink()
+    result = write(plan(listed, tmp_path / "out"))
+    assert (result.samples, result.missing) == (23, 0)
+    assert b"late" in [image for _, image, _ in facts(tmp_path / "out")]
+    assert not (tmp_path / "out" / "train-missing.txt").exists()
+
+
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     job = plan(source(tmp_path / "in"), tmp_path / "out")
     (tmp_path / "out" / "done").mkdir()
