@@ -60,3 +60,21 @@ def tiny_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Curat
     from trainref_ray import curate, make_config
 
     return curate(make_config(TINY, {"out": str(tmp_path_factory.mktemp("runs") / "tiny")}))
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """URL of a bucket on an S3 server of this module's own; address and credentials stand in the environment."""
+    from s3_server import BUCKET, s3_server
+
+    from trainref_ray.stores import _open_store
+
+    with pytest.MonkeyPatch.context() as patch, s3_server() as environment:
+        for name in os.environ:
+            if name.startswith("AWS_"):
+                patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        _open_store.cache_clear()
+        yield f"s3://{BUCKET}"
+    _open_store.cache_clear()

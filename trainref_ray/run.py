@@ -24,6 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from trainref_ray.errors import ResumeError
+from trainref_ray.stores import locate
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -46,12 +47,15 @@ class Storage:
     def _resolve(self, path: str) -> tuple[pafs.FileSystem, str]:
         if self.is_local:
             return pafs.LocalFileSystem(), str(Path(self.root.removeprefix("file://")) / path)
-        filesystem, base = pafs.FileSystem.from_uri(self.root)
+        filesystem, base = locate(self.root)
         return filesystem, f"{base.rstrip('/')}/{path}".rstrip("/")
 
     def location(self, path: str = "") -> str:
         """Full path or URL of `path`, for messages and for other libraries."""
-        return self._resolve(path)[1] if self.is_local else f"{self.root.rstrip('/')}/{path}".rstrip("/")
+        if self.is_local:
+            return self._resolve(path)[1]
+        base, mark, query = self.root.partition("?")
+        return f"{base.rstrip('/')}/{path}".rstrip("/") + mark + query
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder at `path`."""
@@ -299,7 +303,10 @@ class RunLock:
             except FileExistsError:
                 raise ResumeError(f"{self.storage.location()}: another job has just taken this run folder") from None
             return
-        self.storage.write_bytes(self.PATH, content)
+        try:
+            self.storage.write_bytes(self.PATH, content)
+        except OSError as error:
+            raise ResumeError(f"{self.storage.location()} cannot be written to: {error}") from None
         time.sleep(OBJECT_STORE_SETTLE_SECONDS)
         owner = self._read()
         if owner is None or owner["token"] != self.token:
@@ -307,11 +314,11 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            owner = self._read()
-            if owner is None or owner["token"] != self.token:
-                self._lost = True
-                return
             try:
+                owner = self._read()
+                if owner is None or owner["token"] != self.token:
+                    self._lost = True
+                    return
                 self.storage.write_json(self.PATH, self._content())
             except OSError:
                 continue  # the next beat tries again; eleven more may be missed
@@ -328,13 +335,16 @@ def open_run(root: str, *, resume: bool) -> Storage:
         resume: false removes the results that are there (only from a folder that holds a run).
 
     Raises:
-        ResumeError: the folder holds something else than a run.
+        ResumeError: the folder holds something else than a run, or cannot be reached.
     """
     local = "://" not in root
     storage = Storage(str(Path(root).expanduser().absolute()) if local else root)  # workers have other working folders
     if storage.is_local and Path(storage.location()).is_file():
         raise ResumeError(f"{storage.location()} is a file; --out must be a run folder, or a new or empty one")
-    names = [name for name in storage.names("") if not name.startswith("lock.")]
+    try:
+        names = [name for name in storage.names("") if not name.startswith("lock.")]
+    except OSError as error:
+        raise ResumeError(f"{storage.location()} cannot be read: {error}") from None
     if names and RUN_FILE not in names:
         shown = ", ".join(names[:3])
         raise ResumeError(

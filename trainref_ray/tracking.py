@@ -125,7 +125,11 @@ class Tracker:
             Schema([TensorSpec(np.dtype(np.float32), (-1, classes), "probabilities")]),
         )
         mlflow.set_tracking_uri(self._uri)
-        with TemporaryDirectory() as scratch, mlflow.start_run(run_id=self.run_id), warnings.catch_warnings(record=True):
+        with (
+            TemporaryDirectory() as scratch,
+            mlflow.start_run(run_id=self.run_id),
+            warnings.catch_warnings(record=True),
+        ):
             # recorded and left: MLflow would rather derive the signature than be given it
             folder = Path(scratch) / "model"
             folder.mkdir()

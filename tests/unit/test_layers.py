@@ -26,6 +26,7 @@ LAYERS = {
     "run": 4,
     "tracking": 4,
     "progress": 4,
+    "stores": 5,
     "config": 5,
     "schemas": 5,
     "errors": 5,

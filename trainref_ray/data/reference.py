@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trainref_ray.data.shards import locate
 from trainref_ray.errors import ReferenceSetError
+from trainref_ray.stores import locate
 
 COLUMNS = ("key", "label")
 SHOWN = 5

@@ -18,6 +18,7 @@ from braceexpand import braceexpand
 
 from trainref_ray.data.tar_reader import BLOCK, iter_raw_samples, split_name
 from trainref_ray.errors import ShardError
+from trainref_ray.stores import identity, locate
 
 READ_BYTES = 2**20
 """Bytes of a read. On a local disk 64 KiB to 4 MiB are equally fast (22,000 to 27,000 samples a second and core, not
@@ -29,18 +30,11 @@ PART_SUFFIX = ".part"
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A tar that exists: absolute path or URL, `size-mtime_ns` as its identity, size in bytes."""
+    """A tar that exists: absolute path or URL, its identity (`stores.identity`), size in bytes."""
 
     url: str
     etag: str
     bytes: int
-
-
-def locate(url: str) -> tuple[pafs.FileSystem, str]:
-    """File system and path of a local path or a URL that pyarrow knows (`s3://`, `gs://`, `hdfs://`, `file://`)."""
-    if "://" in url:
-        return pafs.FileSystem.from_uri(url)
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
 
 
 def resolve_shards(patterns: Sequence[str]) -> list[ShardFile]:
@@ -87,7 +81,7 @@ def _matches(base: str, query: str) -> list[ShardFile]:
     fixed = "/".join(parts[:first]) or ("." if first == 0 else "/")
     filesystem, root = locate(f"{fixed}?{query}" if query else fixed)
     # A local file is always written as its absolute path, so that one file has one url and any worker finds it.
-    prefix = root if isinstance(filesystem, pafs.LocalFileSystem) else fixed
+    prefix = root if isinstance(filesystem, pafs.LocalFileSystem) else fixed.rstrip("/")
     suffix = f"?{query}" if query else ""
     infos = filesystem.get_file_info([root])
     for part in parts[first:]:
@@ -109,7 +103,7 @@ def _matches(base: str, query: str) -> list[ShardFile]:
             if info.extension == "tar" and not info.base_name.startswith(".")
         ]
     return [
-        ShardFile(prefix + info.path[len(root) :] + suffix, f"{info.size}-{info.mtime_ns or 0}", info.size)
+        ShardFile(prefix + info.path[len(root) :] + suffix, identity(filesystem, info), info.size)
         for info in infos
         if info.type == pafs.FileType.File
     ]
