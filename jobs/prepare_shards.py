@@ -1,6 +1,7 @@
-"""Write digits, CIFAR-10/100 or a folder of images as WebDataset shards, with known label noise if wanted.
+"""Write WebVision 1.0, Animal-10N, CIFAR-10/100, digits or a folder of images as WebDataset shards.
 
-python jobs/prepare_shards.py --source cifar10 --root DIR --noise sym:0.4 --out SHARDS
+python jobs/prepare_shards.py webvision_mini DIR --out SHARDS
+python jobs/prepare_shards.py cifar10 DIR --noise sym:0.4 --out SHARDS
 """
 
 import sys

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from trainref_ray.results import CurationRun
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = Path(os.environ.get("TRAINREF_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
@@ -50,6 +52,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     prepare_digits(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> CurationRun:
+    """An undisturbed run of the tiny curation, for every test that only looks at it."""
+    from trainref_ray import curate, make_config
+
+    return curate(make_config(TINY, {"out": str(tmp_path_factory.mktemp("runs") / "tiny")}))
 
 
 @pytest.fixture(scope="module")

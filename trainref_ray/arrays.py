@@ -10,7 +10,16 @@ import numpy as np
 from trainref_ray.config import Config
 from trainref_ray.errors import ConfigError
 from trainref_ray.method import augment, decide, influence, ood
-from trainref_ray.method.steps import Members, combine_sources, find_supporters, fit_ood, raw_ood, score_samples
+from trainref_ray.method.steps import (
+    Members,
+    combine_sources,
+    curated_distributions,
+    find_supporters,
+    fit_ood,
+    label_mass,
+    raw_ood,
+    score_samples,
+)
 from trainref_ray.models.probe import Probe, fit_probe
 from trainref_ray.retrieval.index import SupporterIndex
 
@@ -118,10 +127,12 @@ def curate_arrays(
         diversity=settings.vote.diversity,
     )
     is_member = np.isin(uids, joined)
-    drawn = ood.calibration_rows(uids, passes, is_member, settings.ood.calibration_samples, seed)
+    drawn, fitted_on = ood.draw_passing(
+        uids, passes, calibration=settings.ood.calibration_samples, fit=settings.ood.fit_samples, seed=seed
+    )
     ood_model = fit_ood(
-        members,
-        drawn,
+        np.concatenate([inputs.references, inputs.samples[fitted_on]]),
+        np.concatenate([inputs.trusted, inputs.labels[fitted_on]]),
         inputs.samples[drawn],
         supporters.rows(drawn),
         score=settings.ood.score,
@@ -138,14 +149,20 @@ def curate_arrays(
         weights=(options.vote_weight, options.influence_weight, options.model_weight),
         balance=options.balance,
     )
-    scores = score_samples(
+    distribution = curated_distributions(
         combined,
+        inputs.labels,
+        label_mass(combined, inputs.labels, temperature=options.temperature),
+        temperature=options.temperature,
+        given_weight=options.given_weight,
+    )
+    scores = score_samples(
+        distribution,
         inputs.labels,
         np.zeros(count, dtype=bool),
         inputs.labels,
         raw_ood(inputs.samples, supporters, ood_model.gaussian),
         cut=ood_model.cut,
-        temperature=options.temperature,
         keep_at=settings.decide.keep_at,
         relabel_entropy=settings.decide.relabel_entropy,
         keep_as=settings.decide.keep_as,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import tyro
 from rich.console import Console
@@ -132,19 +133,35 @@ def _cell(value: float | None, interval: Sequence[float] | None) -> str:
 
 def prepare_command(arguments: Sequence[str]) -> int:
     """`prepare`: a source's images as shards. Returns the exit code."""
-    from trainref_ray.data.prepare import PrepareSettings, prepare
+    from trainref_ray.data.prepare import LISTED, PrepareSettings, prepare
 
     def command() -> None:
-        settings = tyro.cli(PrepareSettings, args=list(arguments), prog="prepare")
-        result = prepare(settings)
-        print(result)
+        settings = tyro.cli(
+            PrepareSettings,
+            args=name_positionals(arguments, ("--source", "--root")),
+            prog="prepare",
+            description="Write images as shards: prepare SOURCE ROOT --out DIR, or with --source and --root by name.",
+        )
+        if settings.source in LISTED:
+            from trainref_ray.distributed.prepare import prepare_listed  # imported late: the others need no Ray
+
+            print(prepare_listed(settings))
+        else:
+            print(prepare(settings))
 
     return run_command(command)
 
 
+def name_positionals(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The arguments with leading ones that are no options as the values of `options`, in this order."""
+    leading = list(takewhile(lambda argument: not argument.startswith("-"), arguments[: len(options)]))
+    named = [part for pair in zip(options, leading, strict=False) for part in pair]
+    return [*named, *arguments[len(leading) :]]
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "curate": (curate_command, "curate an image set with noisy labels"),
-    "prepare": (prepare_command, "write digits, CIFAR or an image folder as shards, with known noise"),
+    "prepare": (prepare_command, "write WebVision, Animal-10N, CIFAR, digits or an image folder as shards"),
 }
 
 

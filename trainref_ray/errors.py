@@ -35,3 +35,7 @@ class ResumeError(TrainRefError):
 
 class ResourceError(TrainRefError):
     """The machine or cluster cannot run a stage: too few CPUs, GPUs or memory."""
+
+
+class TrackingError(TrainRefError):
+    """The MLflow store cannot be reached or used."""

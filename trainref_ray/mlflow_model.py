@@ -25,8 +25,9 @@ class TrainRefModel(PythonModel):
         self._model, self._spec = load_model(folder)
         self._temperature = json.loads((folder / "calibration.json").read_text())["temperature"]
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Class probabilities after temperature scaling."""
+    # MLflow takes a hint of `model_input` for a wish that it derive the signature from it, and warns that it cannot.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Class probabilities float32 [B, C] after temperature scaling, of uint8 [B, H, W, 3] or {"images": those}."""
         images = model_input["images"] if isinstance(model_input, dict) else model_input
         squares = np.stack(
             [to_square(Image.fromarray(image), self._spec.image_size) for image in np.asarray(images, np.uint8)]

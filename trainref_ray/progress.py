@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,19 +36,28 @@ class StageRecord:
 class StageProgress:
     """Counts shards and items of one running stage and shows them."""
 
-    def __init__(self, record: StageRecord, unit: str, total_items: int, reporter: Reporter) -> None:
+    def __init__(
+        self, record: StageRecord, unit: str, total_items: int, parts: tuple[int, str], reporter: Reporter
+    ) -> None:
         self.record = record
         self._unit = unit
         self._total = total_items
+        self._parts, self._part_name = parts
+        self._parts_done = record.shards_reused
         self._reporter = reporter
-        self._shards_done = record.shards_reused
         self._started = time.monotonic()
         self._last_line = self._started
 
+    def resume(self, parts: int, items: int) -> None:
+        """So many parts and items an earlier start has done: fewer are left, and none of this start's."""
+        self._parts_done += parts
+        self._total -= items
+        self._reporter.message(f"resuming: {self.title}: {self._parts_done} of {self._parts} {self._part_name} done")
+
     def advance(self, items: int, shards: int = 0) -> None:
-        """`items` more are done, and `shards` more are finished."""
+        """`items` more are done, and `shards` (or what the stage's parts are) more are finished."""
         self.record.items += items
-        self._shards_done += shards
+        self._parts_done += shards
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = self.record.items / elapsed
         self._reporter.update(self, self._text(rate), min(self.record.items, self._total), self._total)
@@ -63,15 +72,17 @@ class StageProgress:
         return f"round {self.record.round} {self.record.name}" if self.record.round else self.record.name
 
     def _text(self, rate: float) -> str:
-        return f"{self._shards_done} of {self.record.shards} shards, {rate:,.0f} {self._unit}/s"
+        return f"{self._parts_done} of {self._parts} {self._part_name}, {rate:,.0f} {self._unit}/s"
 
 
 class Reporter:
-    """Shows stages: a live bar in a terminal, plain lines elsewhere. Collects the records."""
+    """Shows stages: a live bar in a terminal, plain lines elsewhere. Collects the records, and calls `on_stage` with
+    each."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
         self.records: list[StageRecord] = []
+        self.on_stage: Callable[[StageRecord], object] | None = None
         self._live: Progress | None = None
         self._task: Any = None
 
@@ -91,7 +102,15 @@ class Reporter:
 
     @contextmanager
     def stage(
-        self, name: str, round_: int, *, shards: int, reused: int, items: int, unit: str = "images"
+        self,
+        name: str,
+        round_: int,
+        *,
+        shards: int,
+        reused: int,
+        items: int,
+        unit: str = "images",
+        epochs: int | None = None,
     ) -> Iterator[StageProgress]:
         """Show a stage while it runs and record it.
 
@@ -102,9 +121,11 @@ class Reporter:
             reused: shards that an earlier start of the run has finished.
             items: what is to be done now, in `unit`.
             unit: what is counted.
+            epochs: of a training, whose parts are epochs and not shards.
         """
         record = StageRecord(name, round_, shards=shards, shards_reused=reused)
-        progress = StageProgress(record, unit, items, self)
+        parts = (shards, "shards") if epochs is None else (epochs, "epochs")
+        progress = StageProgress(record, unit, items, parts, self)
         if reused:
             self.message(f"resuming: {progress.title}: {reused} of {shards} shards done")
         started = time.monotonic()
@@ -127,6 +148,8 @@ class Reporter:
         record.seconds = round(time.monotonic() - started, 3)
         record.items_per_second = round(record.items / record.seconds, 1) if record.seconds else 0.0
         self.records.append(record)
+        if self.on_stage is not None:
+            self.on_stage(record)
         self.message(
             f"{progress.title}: {record.items:,} {unit} in {record.seconds:.1f} s"
             + (f", {record.items_per_second:,.0f} {unit}/s" if record.items else "")

@@ -62,6 +62,11 @@ class Storage:
         filesystem, full = self._resolve(path)
         return filesystem.get_file_info(full).type != pafs.FileType.NotFound
 
+    def size(self, path: str) -> int | None:
+        """Bytes of the file at `path`; None if there is none."""
+        filesystem, full = self._resolve(path)
+        return filesystem.get_file_info(full).size
+
     def names(self, path: str) -> list[str]:
         """Sorted names of the files and folders in `path`; empty if there is no such folder."""
         filesystem, full = self._resolve(path)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from trainref_ray.errors import SchemaError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Part of every stage's fingerprint: a change of any schema below computes the tables anew."""
 
 SHARD_BITS = 32
@@ -112,6 +112,20 @@ def supporters(k: int) -> pa.Schema:
             _column("supporter_uid", pa.list_(pa.int64(), k), "uids of the supporters"),
             _column("supporter_similarity", pa.list_(pa.float32(), k), "cosine, -1 to 1"),
             _column("supporter_label", pa.list_(pa.int32(), k), "labels of the supporters"),
+        ]
+    )
+
+
+def distributions(classes: int) -> pa.Schema:
+    """Table of the combined evidence of each sample over `classes` classes."""
+    return pa.schema(
+        [
+            _column("uid", pa.int64(), "shard_id << 32 | row"),
+            _column(
+                "distribution",
+                pa.list_(pa.float16(), classes),
+                "mean of supporters' vote, influence and probe, before sharpening and before the given label speaks",
+            ),
         ]
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +18,8 @@ from trainref_ray.run import Storage
 
 PARAMETER_LENGTH = 500
 """Characters of a parameter that every MLflow store takes."""
+BATCH_PARAMETERS = 100
+"""Parameters of one request; MLflow allows no more."""
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -37,6 +41,8 @@ class Tracker:
         os.environ.setdefault("DO_NOT_TRACK", "true")
         from mlflow import MlflowClient  # imported late: it takes seconds
 
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # else it tells of each table of a new database
+        logging.getLogger("alembic").setLevel(logging.ERROR)
         self._storage = storage
         self._uri = settings.uri or self._embedded_uri()
         self._client = MlflowClient(tracking_uri=self._uri)
@@ -49,30 +55,38 @@ class Tracker:
             experiment_id = self._client.create_experiment(settings.experiment, artifact_location=artifacts)
         else:
             experiment_id = self._client.create_experiment(settings.experiment)
-        self.run_id = (
-            self._known_run() or self._client.create_run(experiment_id, run_name=Path(storage.root).name).info.run_id
-        )
+        parameters = {name: str(value)[:PARAMETER_LENGTH] for name, value in flatten(config).items()}
+        self.run_id = self._known_run(parameters) or self._new_run(experiment_id, parameters)
         storage.write_json("mlflow-run.json", {"run_id": self.run_id})
         self._client.update_run(self.run_id, status="RUNNING")
-        for name, value in flatten(config).items():
-            self._client.log_param(self.run_id, name, str(value)[:PARAMETER_LENGTH], synchronous=True)
+
+    def _new_run(self, experiment_id: str, parameters: Mapping[str, str]) -> str:
+        from mlflow.entities import Param
+
+        run_id = self._client.create_run(experiment_id, run_name=Path(self._storage.root).name).info.run_id
+        entries = [Param(name, value) for name, value in parameters.items()]
+        for start in range(0, len(entries), BATCH_PARAMETERS):
+            self._client.log_batch(run_id, params=entries[start : start + BATCH_PARAMETERS])
+        return run_id
 
     def _embedded_uri(self) -> str:
         folder = Path(self._storage.location()) if self._storage.is_local else Path("mlruns")
         folder.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{(folder / 'mlflow.db').absolute()}"
 
-    def _known_run(self) -> str | None:
+    def _known_run(self, parameters: Mapping[str, str]) -> str | None:
+        """The MLflow run of an earlier start with these settings. MLflow's parameters cannot be changed, so a start
+        with others is another MLflow run."""
         from mlflow.exceptions import MlflowException
 
         if not self._storage.exists("mlflow-run.json"):
             return None
         run_id = self._storage.read_json("mlflow-run.json")["run_id"]
         try:
-            self._client.get_run(run_id)
+            known = self._client.get_run(run_id).data.params
         except MlflowException:
             return None
-        return run_id
+        return run_id if known == parameters else None
 
     def metrics(self, values: Mapping[str, float | None], step: int) -> None:
         """Log the values that exist, at a round."""
@@ -82,6 +96,12 @@ class Tracker:
         entries = [Metric(name, float(value), now, step) for name, value in values.items() if value is not None]
         if entries:
             self._client.log_batch(self.run_id, metrics=entries)
+
+    def stage(self, record: Mapping[str, Any]) -> None:
+        """Log what a finished stage cost, at its round."""
+        name = record["name"]
+        figures = {f"stage/{name}/{key}": record[key] for key in ("seconds", "items", "items_per_second")}
+        self.metrics(figures, record["round"])
 
     def artifact(self, storage: Storage, name: str, folder: str) -> None:
         """Log a file of the run folder under `folder`."""
@@ -96,6 +116,7 @@ class Tracker:
         It is logged from code with safetensors beside it: nothing is pickled.
         """
         import mlflow
+        import mlflow.pyfunc  # before warnings are caught: it changes the filters
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
@@ -104,7 +125,12 @@ class Tracker:
             Schema([TensorSpec(np.dtype(np.float32), (-1, classes), "probabilities")]),
         )
         mlflow.set_tracking_uri(self._uri)
-        with TemporaryDirectory() as scratch, mlflow.start_run(run_id=self.run_id):
+        with (
+            TemporaryDirectory() as scratch,
+            mlflow.start_run(run_id=self.run_id),
+            warnings.catch_warnings(record=True),
+        ):
+            # recorded and left: MLflow would rather derive the signature than be given it
             folder = Path(scratch) / "model"
             folder.mkdir()
             for name in storage.names("model"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pyarrow as pa
 import pytest
 from conftest import TINY
 
-from trainref_ray import curate, load_run, make_config
+from trainref_ray import curate, curate_arrays, make_config
 from trainref_ray.results import CurationRun
-from trainref_ray.schemas import DECISION, check, dense_soft_labels
+from trainref_ray.schemas import DECISION, check, dense_soft_labels, to_matrix
 
 pytestmark = pytest.mark.ray
 
@@ -22,8 +23,8 @@ def start(out: Path, **changes: Any) -> CurationRun:
 
 
 @pytest.fixture(scope="module")
-def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> CurationRun:
-    return start(tmp_path_factory.mktemp("runs") / "tiny")
+def run(tiny_run: CurationRun) -> CurationRun:
+    return tiny_run
 
 
 def test_counts_add_up(run: CurationRun) -> None:
@@ -76,9 +77,33 @@ def test_started_again_it_does_nothing_twice(run: CurationRun, local_ray: None) 
 
 
 def test_another_k_computes_supporters_and_what_follows(run: CurationRun, local_ray: None, tmp_path: Path) -> None:
-    other = start(Path(run.path), vote={"k": 5}, finetune_model=False)
+    shutil.copytree(run.path, tmp_path / "other")  # other tests look at the run itself
+    shards = {name: run.settings[name] for name in ("data", "test_data")}
+    other = start(tmp_path / "other", **shards, vote={"k": 5}, finetune_model=False)
     reused = {stage["name"] for stage in other.summary["stages"] if stage["shards_reused"] == stage["shards"]}
     done = {stage["name"] for stage in other.summary["stages"] if stage["shards_reused"] < stage["shards"]}
     assert {"inventory", "pretrain", "embeddings", "probe", "evidence", "references"} <= reused
-    assert done == {"supporters", "ood", "decisions"}
-    assert load_run(run.path).supporters()["supporter_uid"].type.list_size == 5
+    assert done == {"supporters", "distributions", "transition", "ood", "decisions"}
+    assert other.supporters()["supporter_uid"].type.list_size == 5
+
+
+def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
+    """On the run's own embeddings; the mathematics is one, and the references are set apart in one of the two."""
+    decisions, embeddings = run.decisions(), run.table("embeddings", 1)
+    uids = embeddings["uid"].to_numpy()
+    assert uids.tolist() == decisions["uid"].to_pylist()
+    is_reference = np.isin(uids, run.reference_uids)
+    vectors = to_matrix(embeddings["embedding"])
+    result = curate_arrays(
+        vectors[~is_reference],
+        decisions["label"].to_numpy().astype(int)[~is_reference],
+        vectors[is_reference],
+        np.array(run.stages["references"]["labels"]),
+        class_names=run.class_names,
+        settings=make_config(TINY),
+    )
+    others = decisions.filter(pa.array(~is_reference))
+    # the probe sees the same samples in another order, and its last digits reach the sums
+    assert np.abs(result.label_quality - others["label_quality"].to_numpy()).max() < 0.15
+    assert (result.best_class == others["best_class"].to_numpy()).mean() > 0.97
+    assert (result.decision == np.array(others["decision"].to_pylist())).mean() > 0.9

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,8 +16,11 @@ from trainref_ray.errors import ConfigError
 
 Kind = Literal["none", "sym", "symflip", "asym", "instance", "human"]
 ALLOWED = (
-    "none, sym:RATE, symflip:RATE, asym:RATE, instance:RATE, human:FILE.npy, human:FILE.npz:NAME or human:FILE.csv:NAME"
+    "none, sym:RATE, symflip:RATE, asym:RATE, instance:RATE, human:FILE.npy, human:FILE.npz:NAME, human:FILE.csv:NAME "
+    "or human:FILE.pt:NAME"
 )
+CLEAN_COLUMN = "clean_label"
+"""Column with the true labels in the files of CIFAR-10N and CIFAR-100N."""
 INSTANCE_SPREAD = 0.1
 """Standard deviation of the flip rates of instance-dependent noise, as in Xia et al. 2020."""
 
@@ -71,7 +76,8 @@ def inject(
     - `symflip:r`: with probability r one of the other C - 1.
     - `asym:r`: with probability r the class that `confusion` names; a class it leaves as it is gets no noise.
     - `instance:r`: Xia et al. 2020, Algorithm 2: who is flipped, and to what, depends on the features.
-    - `human:FILE`: labels that people gave, from an npy, npz or csv file, in the order of `labels`.
+    - `human:FILE`: labels that people gave, from an npy, npz, csv or pt file, in the order of `labels`; such as
+      CIFAR-N's (Wei et al. 2022), `human:CIFAR-10_human.pt:worse_label`.
 
     Args:
         labels: int [N], true labels, 0 to C - 1.
@@ -95,7 +101,7 @@ def inject(
     if noise.kind == "none":
         return labels.copy()
     if noise.kind == "human":
-        return read_human_labels(noise, len(labels), classes)
+        return read_human_labels(noise, labels, classes)
     if noise.kind == "instance":
         if features is None:
             raise ConfigError(f"noise {spec!r} needs features, which this source has not")
@@ -142,37 +148,111 @@ def _instance(
     return noisy
 
 
-def read_human_labels(noise: NoiseSpec, samples: int, classes: int) -> np.ndarray:
-    """Labels of a file, int64 [samples]: an npy array, a member of an npz, or a column of a csv with a line of names.
+def read_human_labels(noise: NoiseSpec, true_labels: np.ndarray, classes: int) -> np.ndarray:
+    """Labels of a file, int64 [N]: an npy array, or a column of an npz, of a csv with a line of names, or of a pt file.
+
+    Where the file has a column `clean_label` (CIFAR-N's have), it must be equal to the true labels: else the file is of
+    another data set, or in another order.
+
+    Args:
+        noise: the file, and the column's name.
+        true_labels: int64 [N].
+        classes: C.
 
     Raises:
-        ConfigError: no such file or column, another length, or labels that are no class.
+        ConfigError: no such file or column, another length or order, or labels that are no class.
     """
     path = Path(noise.file)
-    if path.suffix not in (".npy", ".npz", ".csv"):
-        raise ConfigError(f"human labels {noise.file!r}: allowed are .npy, .npz and .csv files")
+    if path.suffix not in READERS:
+        raise ConfigError(f"human labels {noise.file!r}: allowed are {', '.join(READERS)} files")
     if not path.is_file():
         raise ConfigError(f"human labels: {path} does not exist")
+    name = "" if path.suffix == ".npy" else noise.column
     try:
-        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _column(path, noise.column)
-        labels = np.asarray(values).astype(np.int64, casting="safe" if path.suffix != ".csv" else "unsafe")
-    except (ValueError, TypeError, csv.Error) as error:
+        columns = READERS[path.suffix](path)
+        if name not in columns:
+            raise ConfigError(f"human labels: {path} has no column {name!r}; it has {', '.join(columns)}")
+        labels = _as_labels(columns[name], path, len(true_labels))
+        clean = _as_labels(columns[CLEAN_COLUMN], path, len(true_labels)) if CLEAN_COLUMN in columns else true_labels
+    except (ValueError, TypeError, csv.Error, zipfile.BadZipFile) as error:
         raise ConfigError(f"human labels in {path} cannot be read: {error}") from None
-    if labels.shape != (samples,):
-        raise ConfigError(f"human labels in {path} have the shape {labels.shape}; {samples} are needed, one a sample")
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ConfigError(f"human labels in {path} run from {labels.min()} to {labels.max()}, not 0 to {classes - 1}")
+    different = clean != true_labels
+    if different.any():
+        raise ConfigError(
+            f"human labels in {path}: its {CLEAN_COLUMN} differs from the true labels in {different.sum():,} of "
+            f"{len(different):,} samples, first in number {different.argmax()}; it is of other data or in another order"
+        )
     return labels
 
 
-def _column(path: Path, name: str) -> np.ndarray:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as members:
-            if name not in members.files:
-                raise ConfigError(f"human labels: {path} has no {name!r}; it has {', '.join(members.files)}")
-            return members[name]
+def _as_labels(values: np.ndarray, path: Path, samples: int) -> np.ndarray:
+    if values.shape != (samples,):
+        raise ConfigError(f"human labels in {path} have the shape {values.shape}; {samples} are needed, one a sample")
+    # A csv has text; all other files must have whole numbers.
+    return values.astype(np.int64, casting="unsafe" if path.suffix == ".csv" else "safe")
+
+
+def _read_npy(path: Path) -> dict[str, np.ndarray]:
+    return {"": np.load(path, allow_pickle=False)}
+
+
+def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
+    return np.load(path, allow_pickle=False)  # a mapping that reads a member when it is asked for
+
+
+def _read_csv(path: Path) -> dict[str, np.ndarray]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
-        if name not in (rows.fieldnames or ()):
-            raise ConfigError(f"human labels: {path} has no column {name!r}; it has {', '.join(rows.fieldnames or ())}")
-        return np.array([int(row[name]) for row in rows], np.int64)
+        columns: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
+        for row in rows:
+            for name, values in columns.items():
+                values.append(row[name])
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+def _read_pt(path: Path) -> dict[str, np.ndarray]:
+    """Arrays and tensors of a dictionary saved by torch.
+
+    Loading is restricted to tensors and arrays of whole numbers, so that nothing in the file is run.
+
+    Raises:
+        ConfigError: the file holds anything else.
+    """
+    import torch  # here: its import takes seconds, and other files do not need it
+
+    try:
+        with torch.serialization.safe_globals(_array_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged files torch raises any of a dozen kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"human labels: {path} cannot be loaded safely, it is more than a dictionary of labels, or damaged "
+            f'({reason}). If you trust it, export it to an npz file: python -c "import numpy, torch; '
+            f"numpy.savez('labels.npz', **torch.load('{path.name}', weights_only=False))\""
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"human labels: {path} holds a {type(content).__name__}, not a dictionary of arrays")
+    return {str(name): np.asarray(values) for name, values in content.items()}
+
+
+def _array_globals() -> list[Any]:
+    """What a saved array of whole numbers is made of, under the names of numpy 1 and 2."""
+    reconstruct = np.zeros(0).__reduce__()[0]
+    kinds = [type(np.dtype(code)) for code in np.typecodes["AllInteger"]]
+    return [
+        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        np.ndarray,
+        np.dtype,
+        codecs.encode,
+        *kinds,
+    ]
+
+
+READERS: dict[str, Callable[[Path], Mapping[str, np.ndarray]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": _read_csv,
+    ".pt": _read_pt,
+}

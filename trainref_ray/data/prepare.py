@@ -1,6 +1,7 @@
 """Writes a source's images as shards with given and true labels: `SPLIT-*.tar`, `classes.json` and `prepare.json`.
 
-The same settings write the same files, and a second time nothing; other settings are refused.
+The same settings write the same files, and a second time nothing; other settings are refused. Sources that are lists of
+files (`LISTED`) are opened here and written on Ray, by `trainref_ray.distributed.prepare`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import numpy as np
 from trainref_ray.data.images import ImageError, decode
 from trainref_ray.data.noise import inject, parse_noise
 from trainref_ray.data.shards import ShardWriter
-from trainref_ray.data.sources import Source, SourceSample
+from trainref_ray.data.sources import ListedSource, Source, SourceSample
+from trainref_ray.data.sources.animal10n import animal10n_source
 from trainref_ray.data.sources.cifar import cifar_source
 from trainref_ray.data.sources.digits import digits_source
 from trainref_ray.data.sources.folder import folder_source
+from trainref_ray.data.sources.imagenet import imagenet_source
+from trainref_ray.data.sources.webvision import class_names, read_synsets, webvision_source
 from trainref_ray.errors import ConfigError
 from trainref_ray.run import Storage
 
@@ -34,20 +38,35 @@ DIGITS_SHARD_SIZE = 400
 """1,547 training samples in four shards, 400 test samples in one."""
 FEATURE_SIDE = 32
 """Instance-dependent noise looks at pixels, 32 x 32 RGB as in Xia et al. 2020."""
+LISTED: dict[str, tuple[str, ...]] = {
+    "webvision": ("train", "val", "imagenet"),
+    "webvision_mini": ("train", "val", "imagenet"),
+    "animal10n": ("train", "test"),
+}
+"""Sources that are lists of files, and their splits."""
+MISSING_SHOWN = 5
+"""Missing files that are named in the result; all of them stand in `SPLIT-missing.txt`."""
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
     """What to write where."""
 
-    source: Literal["digits", "cifar10", "cifar100", "folder"]
-    """Where the images come from; digits is the embedded sample, with its own noise."""
+    source: Literal["digits", "cifar10", "cifar100", "folder", "animal10n", "webvision", "webvision_mini"]
+    """Where the images come from; digits is the embedded sample, with its own noise; webvision_mini are WebVision's
+    first 50 classes, Google part."""
     out: str
     """Folder or object-store URL for the shards."""
     root: str | None = None
-    """Folder of CIFAR's Python archive, or of one sub-folder of images a class."""
+    """Folder of CIFAR's Python archive, of one sub-folder of images a class, or where Animal-10N or WebVision 1.0 is
+    unpacked."""
     splits: tuple[str, ...] = ()
-    """Splits to write: by default train and test, of a folder train alone; several of a folder are its sub-folders."""
+    """Splits to write: by default all there are, of a folder train alone; several of a folder are its sub-folders."""
+    imagenet: str | None = None
+    """With WebVision: folder with ImageNet's validation images, written as the split imagenet, a second test set."""
+    imagenet_labels: str | None = None
+    """Labels of ImageNet's images, where they are not in a sub-folder a class: lines NAME WNID, lines WNID, or the
+    devkit's numbers with its meta.mat beside."""
     noise: str = "none"
     """Noise of the training labels: none, sym:R, symflip:R, asym:R (CIFAR), instance:R or human:FILE."""
     truth: bool = False
@@ -57,7 +76,7 @@ class PrepareSettings:
     shard_size: int = 2000
     """Samples of a shard."""
     seed: int = 0
-    """Of the noise, and of the digits' split."""
+    """Of the noise, of the digits' split, and of the order of images in WebVision and Animal-10N."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,8 @@ class PrepareResult:
         foreign: images of no class.
         ignored_files: files of the source that are no images.
         written: false when the same shards were there already.
+        missing: files that a list names and that are not there.
+        first_missing: the first of them.
     """
 
     split: str
@@ -81,6 +102,8 @@ class PrepareResult:
     foreign: int
     ignored_files: int = 0
     written: bool = True
+    missing: int = 0
+    first_missing: tuple[str, ...] = ()
 
     @property
     def wrong_rate(self) -> float | None:
@@ -92,8 +115,14 @@ class PrepareResult:
         noise = "truth not known" if self.wrong_rate is None else f"{self.wrong_rate:.1%} of the labels wrong"
         foreign = f", {self.foreign:,} foreign images" if self.foreign else ""
         ignored = f", {self.ignored_files:,} other files passed over" if self.ignored_files else ""
+        missing = f", {self.missing:,} files missing ({self._named()})" if self.missing else ""
         state = "" if self.written else " (there already, nothing written)"
-        return f"{self.split}: {self.samples:,} images in {len(self.shards)} shards, {noise}{foreign}{ignored}{state}"
+        counts = f"{self.samples:,} images in {len(self.shards)} shards, {noise}{foreign}{ignored}{missing}"
+        return f"{self.split}: {counts}{state}"
+
+    def _named(self) -> str:
+        more = ", ..." if self.missing > len(self.first_missing) else ""
+        return f"{', '.join(self.first_missing)}{more}; all in {missing_name(self.split)}"
 
 
 @dataclass(frozen=True)
@@ -106,23 +135,30 @@ class Prepared:
         return "\n".join(map(str, self.splits))
 
 
+def missing_name(split: str) -> str:
+    """Name of the list of a split's missing files, beside the shards."""
+    return f"{split}-missing.txt"
+
+
 def prepare(settings: PrepareSettings) -> Prepared:
-    """Write the splits of a source as shards.
+    """Write the splits of a source that is no list of files as shards.
 
     Raises:
         ConfigError: a setting that does not fit the source, missing files, or other shards in the folder.
     """
+    if settings.source in LISTED:
+        raise ConfigError(f"source {settings.source} is a list of files: use distributed.prepare.prepare_listed")
     parse_noise(settings.noise)
-    if settings.shard_size < 1:
-        raise ConfigError(f"shard_size is {settings.shard_size}; at least 1 is needed")
+    _check_shard_size(settings)
+    if settings.imagenet or settings.imagenet_labels:
+        raise ConfigError(f"--imagenet and --imagenet-labels go with webvision, not with source {settings.source}")
     if settings.source == "digits":
         if settings.noise != "none" or settings.splits:
             raise ConfigError(
                 f"digits are written with {DIGITS_NOISE} noise and both splits; --noise, --splits do not apply"
             )
         return prepare_digits(settings.out, settings.seed)
-    if settings.root is None:
-        raise ConfigError(f"source {settings.source} needs --root, the folder with its images")
+    _check_root(settings)
     splits = settings.splits or (("train",) if settings.source == "folder" else ("train", "test"))
     results = []
     for split in splits:
@@ -146,6 +182,56 @@ def _open_source(settings: PrepareSettings, split: str, *, several: bool) -> Sou
     if split not in ("train", "test"):
         raise ConfigError(f"{settings.source} has no split {split!r}; allowed: train, test")
     return cifar_source(settings.source, root, split, download=settings.download)
+
+
+def _check_shard_size(settings: PrepareSettings) -> None:
+    if settings.shard_size < 1:
+        raise ConfigError(f"shard_size is {settings.shard_size}; at least 1 is needed")
+
+
+def _check_root(settings: PrepareSettings) -> None:
+    if settings.root is None:
+        raise ConfigError(f"source {settings.source} needs --root, the folder with its images")
+
+
+def listed_splits(settings: PrepareSettings) -> tuple[str, ...]:
+    """The splits to write of a source in `LISTED`.
+
+    Raises:
+        ConfigError: a setting that does not fit the source.
+    """
+    _check_shard_size(settings)
+    _check_root(settings)
+    if settings.noise != "none" or settings.truth or settings.download:
+        raise ConfigError(f"{settings.source} has its own noise; --noise, --truth, --download do not apply")
+    has_imagenet = "imagenet" in LISTED[settings.source]
+    if (settings.imagenet or settings.imagenet_labels) and not has_imagenet:
+        raise ConfigError(f"--imagenet and --imagenet-labels go with webvision, not with source {settings.source}")
+    allowed = LISTED[settings.source]
+    unknown = [split for split in settings.splits if split not in allowed]
+    if unknown:
+        raise ConfigError(f"{settings.source} has no split {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    splits = settings.splits or tuple(split for split in allowed if split != "imagenet" or settings.imagenet)
+    if "imagenet" in splits and not settings.imagenet:
+        raise ConfigError("the split imagenet needs --imagenet, the folder with ImageNet's validation images")
+    return splits
+
+
+def open_listed(settings: PrepareSettings, split: str) -> ListedSource:
+    """One split of a source in `LISTED`; paths are absolute, so that workers find them.
+
+    Raises:
+        ConfigError: lists or folders are missing or damaged.
+    """
+    root = Path(settings.root or "").expanduser().absolute()
+    if settings.source == "animal10n":
+        return animal10n_source(root, split)
+    mini = settings.source == "webvision_mini"
+    if split != "imagenet":
+        return webvision_source(root, split, mini=mini)
+    synsets = read_synsets(root, mini=mini)
+    folder = Path(settings.imagenet or "").expanduser().absolute()
+    return imagenet_source(folder, settings.imagenet_labels, [synset.wnid for synset in synsets], class_names(synsets))
 
 
 def prepare_digits(out: str | Path, seed: int = 0) -> Prepared:
@@ -182,7 +268,7 @@ def write_shards(
     Raises:
         ConfigError: other shards of this split, or other classes, are in the folder; or the noise does not fit.
     """
-    storage = Storage(out if "://" in out else os.path.abspath(os.path.expanduser(out)))
+    storage = open_storage(out)
     settings = {
         "version": FORMAT_VERSION,
         "source": source.name,
@@ -194,10 +280,10 @@ def write_shards(
         "truth": truth,
     }
     marker = storage.read_json(MARKER) if storage.exists(MARKER) else {}
-    done = _written_before(storage, marker, split, settings)
+    done = written_before(storage, marker, split, settings)
     if done is not None:
         return done
-    _write_classes(storage, source.class_names)
+    write_classes(storage, source.class_names)
     given = _given_labels(source, noise, seed)
     known_truth = source.known_truth or truth or noise != "none"
     # The settings stand there before the first shard, so that an interrupted writing may be started again.
@@ -223,10 +309,19 @@ def write_shards(
     return result
 
 
-def _written_before(
+def open_storage(out: str) -> Storage:
+    """The storage of the option --out."""
+    return Storage(out if "://" in out else os.path.abspath(os.path.expanduser(out)))
+
+
+def written_before(
     storage: Storage, marker: dict[str, Any], split: str, settings: dict[str, Any]
 ) -> PrepareResult | None:
-    """The result of an earlier writing with these settings; None if the split is to be written (again)."""
+    """The result of an earlier writing with these settings; None if the split is to be written (again).
+
+    Raises:
+        ConfigError: shards of other settings, or of unknown origin, are there.
+    """
     there = [name for name in storage.names("") if name.startswith(f"{split}-") and name.endswith(".tar")]
     entry = marker.get(split)
     if entry is None and there:
@@ -243,11 +338,18 @@ def _written_before(
         )
     if entry["result"] is None or sorted(there) != sorted(entry["result"]["shards"]):
         return None
-    facts = entry["result"] | {"shards": tuple(entry["result"]["shards"]), "written": False}
+    facts = entry["result"] | {"written": False}
+    for name in ("shards", "first_missing"):
+        facts[name] = tuple(facts.get(name, ()))
     return PrepareResult(**facts)
 
 
-def _write_classes(storage: Storage, names: tuple[str, ...]) -> None:
+def write_classes(storage: Storage, names: tuple[str, ...]) -> None:
+    """Write `classes.json`, or check the one that is there.
+
+    Raises:
+        ConfigError: it names other classes.
+    """
     if not storage.exists(CLASSES):
         storage.write_bytes(CLASSES, (json.dumps(list(names), indent=1) + "\n").encode())
     elif storage.read_json(CLASSES) != list(names):

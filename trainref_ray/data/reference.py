@@ -47,6 +47,15 @@ def read_reference_csv(location: str, class_names: Sequence[str] | None) -> list
         raise ReferenceSetError(f"{location}, line {lines.line_num}: {error}") from None
 
 
+def write_reference_csv(rows: Sequence[tuple[str, int]]) -> str:
+    """Keys and labels as `read_reference_csv` reads them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def _rows(lines: Any, location: str, class_names: Sequence[str] | None) -> list[tuple[str, int]]:
     header = [name.strip() for name in next(lines, [])]
     if sorted(header) != sorted(COLUMNS):

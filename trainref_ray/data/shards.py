@@ -24,6 +24,9 @@ READ_BYTES = 2**20
 """Bytes of a read. On a local disk 64 KiB to 4 MiB are equally fast (22,000 to 27,000 samples a second and core, not
 decoded); object stores want few, large requests."""
 
+PART_SUFFIX = ".part"
+"""End of the names of files that are being written; after a kill they are left over."""
+
 
 @dataclass(frozen=True)
 class ShardFile:
@@ -152,8 +155,7 @@ class ShardWriter:
     def __init__(self, folder: str | Path, pattern: str, shard_size: int) -> None:
         if shard_size < 1:
             raise ValueError(f"shard_size is {shard_size}; at least 1 is needed")
-        self._filesystem, self._folder = locate(str(folder))
-        self._is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        self._folder_url = str(folder)
         self._pattern = pattern
         self._shard_size = shard_size
         self._keys: set[str] = set()
@@ -162,8 +164,9 @@ class ShardWriter:
         """Names of the tars written so far."""
 
     def __enter__(self) -> ShardWriter:
-        if self._is_local:  # stores have no folders
-            self._filesystem.create_dir(self._folder, recursive=True)
+        filesystem, path = locate(self._folder_url)
+        if isinstance(filesystem, pafs.LocalFileSystem):  # stores have no folders
+            filesystem.create_dir(path, recursive=True)
         return self
 
     def __exit__(
@@ -178,9 +181,7 @@ class ShardWriter:
         Raises:
             ValueError: the key came before, or would be read as another one.
         """
-        parts = split_name(f"{key}.x")
-        if parts is None or parts[0] != key or key.startswith("/") or ".." in key.split("/"):
-            raise ValueError(f"key {key!r} cannot be written: a file name without dots is needed, in a relative folder")
+        check_key(key)
         if key in self._keys:
             raise ValueError(f"key {key!r} was written before")
         self._keys.add(key)
@@ -190,24 +191,49 @@ class ShardWriter:
 
     def _flush(self) -> None:
         name = self._pattern % len(self.names)
-        target = str(PurePosixPath(self._folder) / name)
-        with tempfile.NamedTemporaryFile(
-            dir=self._folder if self._is_local else None, prefix=f".{name}.", suffix=".part", delete=False
-        ) as aside:
-            try:
-                write_tar(aside, self._samples)
-                aside.flush()
-                if self._is_local:
-                    os.chmod(aside.name, 0o644)  # the temporary file is its owner's alone
-                    os.replace(aside.name, target)
-                else:
-                    aside.seek(0)
-                    with self._filesystem.open_output_stream(target, compression=None) as output:
-                        shutil.copyfileobj(aside, output, READ_BYTES)
-            finally:
-                Path(aside.name).unlink(missing_ok=True)
+        write_shard(self._folder_url, name, self._samples)
         self.names.append(name)
         self._samples = []
+
+
+def check_key(key: str) -> None:
+    """Raises ValueError for a key that would be read as another one, or leads out of a folder."""
+    parts = split_name(f"{key}.x")
+    if parts is None or parts[0] != key or key.startswith("/") or ".." in key.split("/"):
+        raise ValueError(f"key {key!r} cannot be written: a file name without dots is needed, in a relative folder")
+
+
+def write_shard(folder: str, name: str, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write one tar into a folder that exists (or an object store); it appears whole or not at all.
+
+    Args:
+        folder: local folder or object-store URL.
+        name: of the tar.
+        samples: key and members of each sample, written as they come; the keys must be different.
+
+    Returns:
+        The tar's size in bytes.
+    """
+    filesystem, path = locate(folder)
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    target = str(PurePosixPath(path) / name)
+    with tempfile.NamedTemporaryFile(
+        dir=path if is_local else None, prefix=f".{name}.", suffix=PART_SUFFIX, delete=False
+    ) as aside:
+        try:
+            write_tar(aside, samples)
+            aside.flush()
+            size = aside.tell()
+            if is_local:
+                os.chmod(aside.name, 0o644)  # the temporary file is its owner's alone
+                os.replace(aside.name, target)
+            else:
+                aside.seek(0)
+                with filesystem.open_output_stream(target, compression=None) as output:
+                    shutil.copyfileobj(aside, output, READ_BYTES)
+        finally:
+            Path(aside.name).unlink(missing_ok=True)
+    return size
 
 
 def write_tar(stream: IO[bytes], samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from safetensors.numpy import load as load_safetensors
 
 from trainref_ray.config import Config
@@ -19,7 +20,7 @@ from trainref_ray.distributed.supporter_pool import SupporterPool
 from trainref_ray.method import decide, influence, ood, steps
 from trainref_ray.models.probe import Probe
 from trainref_ray.run import Stage
-from trainref_ray.schemas import QUARANTINED, fixed_size_list, soft_label_column, to_matrix
+from trainref_ray.schemas import OK, QUARANTINED, SHARD_BITS, fixed_size_list, soft_label_column, to_matrix
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class RoundStages:
     evidence: Stage
     references: Stage
     supporters: Stage
+    distributions: Stage
+    transition: Stage
     ood: Stage
     decisions: Stage
 
@@ -94,31 +97,28 @@ def _trusted_labels(stages: RoundStages, uids: np.ndarray, labels: np.ndarray) -
     return np.where(is_reference, given["labels"][position], labels), is_reference
 
 
-def _evidence(
-    stages: RoundStages, embeddings: np.ndarray, classes: int, device: str
-) -> tuple[influence.Evidence, np.ndarray]:
+def _evidence(stages: RoundStages, embeddings: np.ndarray, classes: int) -> tuple[influence.Evidence, np.ndarray]:
     """Evidence of the given references, and the probe's probabilities float32 [K, n, C]."""
     given = tensors(stages.probe, "given.safetensors")
     probe = _probe(stages.probe)
-    probabilities = probe.probabilities(embeddings, device=device)
+    probabilities = probe.probabilities(embeddings)
     evidence = influence.class_evidence(
         embeddings,
         probabilities,
         given["embeddings"],
-        probe.probabilities(given["embeddings"], device=device),
+        probe.probabilities(given["embeddings"]),
         given["labels"],
         classes=classes,
         bias=probe.bias is not None,
-        device=device,
     )
     return evidence, probabilities
 
 
-def evidence_table(shard_id: int, stages: RoundStages, classes: int, device: str) -> pa.Table:
+def evidence_table(shard_id: int, stages: RoundStages, classes: int) -> pa.Table:
     """Evidence of each sample's own label (METHOD 1)."""
     uids, embeddings, samples = _shard(stages, shard_id)
     labels, _ = _trusted_labels(stages, uids, samples["label"].to_numpy())
-    evidence, _ = _evidence(stages, embeddings, classes, device)
+    evidence, _ = _evidence(stages, embeddings, classes)
     return pa.table(
         {
             "uid": uids,
@@ -153,37 +153,52 @@ def supporters_table(shard_id: int, stages: RoundStages, config: Config, pool: S
     )
 
 
+def distributions_table(shard_id: int, stages: RoundStages, config: Config, classes: int) -> pa.Table:
+    """The mean of supporters' vote, influence and probe for each sample (METHOD 3)."""
+    uids, embeddings, _ = _shard(stages, shard_id)
+    evidence, probabilities = _evidence(stages, embeddings, classes)
+    combined = steps.combine_sources(
+        evidence,
+        probabilities,
+        read_supporters(stages.supporters.read_shard(shard_id)),
+        np.bincount(members(stages.references).labels, minlength=classes),
+        weights=(config.vote.vote_weight, config.vote.influence_weight, config.vote.model_weight),
+        balance=config.vote.balance,
+    )
+    return pa.table({"uid": uids, "distribution": fixed_size_list(combined, pa.float16())})
+
+
+def label_mass(stages: RoundStages, shard_id: int, temperature: float) -> np.ndarray:
+    """How much of each class lies under each given label in one shard, float64 [C, C]."""
+    combined = to_matrix(stages.distributions.read_shard(shard_id)["distribution"])
+    samples = stages.inventory.read_shard(shard_id, ["label", "status"])
+    labels = samples.filter(pc.equal(samples["status"], OK))["label"].to_numpy().astype(np.int64)
+    return steps.label_mass(combined, labels, temperature=temperature)
+
+
 def decisions_table(
-    shard_id: int,
-    stages: RoundStages,
-    config: Config,
-    class_names: list[str],
-    names: dict[str, Any],
-    device: str,
+    shard_id: int, stages: RoundStages, config: Config, class_names: list[str], names: dict[str, Any]
 ) -> pa.Table:
     """Distribution, scores and decision of every sample of the shard, the quarantined included (METHOD 5)."""
     uids, embeddings, samples = _shard(stages, shard_id)
     given_labels = samples["label"].to_numpy().astype(np.int64)
     labels, is_reference = _trusted_labels(stages, uids, given_labels)
-    evidence, probabilities = _evidence(stages, embeddings, len(class_names), device)
-    supporters = read_supporters(stages.supporters.read_shard(shard_id))
-    combined = steps.combine_sources(
-        evidence,
-        probabilities,
-        supporters,
-        np.bincount(members(stages.references).labels, minlength=len(class_names)),
-        weights=(config.vote.vote_weight, config.vote.influence_weight, config.vote.model_weight),
-        balance=config.vote.balance,
+    distribution = steps.curated_distributions(
+        to_matrix(stages.distributions.read_shard(shard_id)["distribution"]),
+        given_labels,
+        tensors(stages.transition, "transition.safetensors")["mass"],
+        temperature=config.vote.temperature,
+        given_weight=config.vote.given_weight,
     )
     ood_model = _ood_model(stages.ood)
+    supporters = read_supporters(stages.supporters.read_shard(shard_id))
     scores = steps.score_samples(
-        combined,
+        distribution,
         given_labels,
         is_reference,
         labels,
         steps.raw_ood(embeddings, supporters, ood_model.gaussian),
         cut=ood_model.cut,
-        temperature=config.vote.temperature,
         keep_at=config.decide.keep_at,
         relabel_entropy=config.decide.relabel_entropy,
         keep_as=config.decide.keep_as,
@@ -200,15 +215,27 @@ def decisions_table(
             "reason": pa.array(scores.reasons, pa.string()),
         }
     )
-    return _with_quarantined(stages.inventory.read_shard(shard_id), decided, names, shard_id)
+    return _with_quarantined(stages.inventory.read_shard(shard_id), decided, names)
 
 
-def _with_quarantined(samples: pa.Table, decided: pa.Table, names: dict[str, Any], shard_id: int) -> pa.Table:
+def display_names(uids: np.ndarray, keys: list[str], names: dict[str, Any]) -> list[str]:
+    """Names for people: the key, or `shard:key` where several samples of the data have this key.
+
+    Args:
+        uids: int64 [N].
+        keys: N keys as they stand in the tars.
+        names: `duplicated`, the keys that are not unique, and `shards`, each shard's name by number.
+    """
+    duplicated, shards = names["duplicated"], names["shards"]
+    return [
+        f"{shards[uid >> SHARD_BITS]}:{key}" if key in duplicated else key
+        for uid, key in zip(uids.tolist(), keys, strict=True)
+    ]
+
+
+def _with_quarantined(samples: pa.Table, decided: pa.Table, names: dict[str, Any]) -> pa.Table:
     """One row a sample of the tar: the decided ones, and the quarantined with their reason."""
-    keys = samples["key"].to_pylist()
-    duplicated = names["duplicated"]
-    prefix = names["shards"][shard_id]
-    keys = [f"{prefix}:{key}" if key in duplicated else key for key in keys]
+    keys = display_names(samples["uid"].to_numpy(), samples["key"].to_pylist(), names)
     facts = pa.table(
         {
             "uid": samples["uid"],

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,12 @@ from trainref_ray.config import Config
 from trainref_ray.data.prepare import prepare_digits
 from trainref_ray.data.reference import read_reference_csv
 from trainref_ray.data.shards import ShardFile, check_end, resolve_shards
+from trainref_ray.distributed.context import Context, Inputs
 from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.limit import first_samples
-from trainref_ray.distributed.pipeline import Inputs, Pipeline
+from trainref_ray.distributed.pipeline import Pipeline
 from trainref_ray.distributed.session import connect
-from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError
+from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError
 from trainref_ray.models.backbones import check_backbone
 from trainref_ray.progress import Reporter
 from trainref_ray.report.collect import build_report
@@ -54,28 +58,55 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
         inputs = find_inputs(config, storage)
         storage.write_bytes(RUN_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         storage.write_json("environment.json", environment())
-        with connect(config.resources) as cluster:
-            pipeline = Pipeline(config, storage, cluster, reporter, lock, inputs)
-            tracker = (
-                Tracker(config.tracking, storage, config.model_dump(mode="json")) if config.tracking.enabled else None
-            )
-            status = "FAILED"
-            try:
-                pipeline.run()
-                finish(pipeline, tracker)
-                status = "FINISHED"
-            except KeyboardInterrupt:
-                status = "KILLED"
-                raise
-            finally:
-                if tracker is not None:
-                    tracker.finish(status)
+        with tracked(config, storage, reporter) as starting, connect(config.resources) as cluster:
+            tracker = None if starting is None else started(starting)
+            pipeline = Pipeline(Context(config, storage, cluster, reporter, inputs), lock)
+            pipeline.run()
+            finish(pipeline, tracker)
     return load_run(storage.root)
+
+
+@contextmanager
+def tracked(config: Config, storage: Storage, reporter: Reporter) -> Iterator[Future[Tracker] | None]:
+    """The job's MLflow run, which is started beside Ray, and gets each stage's figures when the stage is done."""
+    if not config.tracking.enabled:
+        yield None
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="mlflow") as thread:
+        starting = thread.submit(Tracker, config.tracking, storage, config.model_dump(mode="json"))
+        reporter.on_stage = lambda record: thread.submit(lambda: starting.result().stage(record.as_dict()))
+        status = "FAILED"
+        try:
+            yield starting
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            reporter.on_stage = None
+            if starting.exception() is None:
+                thread.submit(starting.result().finish, status).result()
+
+
+def started(starting: Future[Tracker]) -> Tracker:
+    """The tracker, once it is connected.
+
+    Raises:
+        TrackingError: it could not be; said before any stage runs, not when hours of work are to be logged.
+    """
+    try:
+        return starting.result()
+    except Exception as error:  # MLflow's stores raise errors of many libraries
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise TrackingError(
+            f"MLflow cannot be used: {reason[0]}; see tracking.uri, or go on without: --tracking.no-enabled"
+        ) from error
 
 
 def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
     """Summary, report, model and tracking of a curation whose tables are complete."""
-    storage, reporter = pipeline.storage, pipeline.reporter
+    context = pipeline.context
+    storage, reporter = context.storage, context.reporter
     storage.write_json("stages.json", stage_list(pipeline))
     summary = summarise(load_run(storage.root), [record.as_dict() for record in reporter.records])
     storage.write_json("summary.json", summary)
@@ -83,16 +114,31 @@ def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
     for name in storage.names(model.path("model")):
         storage.write_bytes(f"model/{name}", storage.read_bytes(model.path(f"model/{name}")))
     storage.write_json(
-        "model/calibration.json", {"temperature": summary["temperature"], "class_names": pipeline.class_names}
+        "model/calibration.json", {"temperature": summary["temperature"], "class_names": context.class_names}
     )
-    build_report(load_run(storage.root), lambda uids: pipeline.read_images(uids, pixels=False))
+    build_report(load_run(storage.root), lambda uids: context.read_images(uids, pixels=False))
     if tracker is not None:
-        for step, metrics in enumerate(summary["rounds"], start=1):
-            tracker.metrics(metrics, step)
-        for name in ("summary.json", "references.csv"):
-            tracker.artifact(storage, name, "")
-        tracker.artifact(storage, "report/index.html", "report")
-        tracker.model(storage, pipeline.config.image_size, len(pipeline.class_names))
+        log_run(tracker, pipeline, summary)
+
+
+def log_run(tracker: Tracker, pipeline: Pipeline, summary: dict[str, Any]) -> None:
+    """Figures of each round, curves of each training, the files a person wants, and the model."""
+    context = pipeline.context
+    for step, metrics in enumerate(summary["rounds"], start=1):
+        tracker.metrics(metrics, step)
+    tracker.metrics(summary["metrics"], len(summary["rounds"]))
+    for name, figures in summary["baselines"].items():
+        tracker.metrics({f"{name}/{key}": value for key, value in figures.items() if key != "intervals"}, 0)
+    for model in pipeline.models:
+        title = f"{model.name}-{model.round}" if model.round else model.name
+        for epoch in context.storage.read_json(model.path("history.json")):
+            curve = {f"{title}/{key}": epoch[key] for key in ("train_loss", "validation_loss", "validation_accuracy")}
+            tracker.metrics(curve, epoch["epoch"])
+    for name in ("summary.json", "references.csv"):
+        tracker.artifact(context.storage, name, "")
+    for name in context.storage.names("report"):
+        tracker.artifact(context.storage, f"report/{name}", "report")
+    tracker.model(context.storage, context.config.image_size, context.classes)
 
 
 def _check_settings(config: Config) -> None:
@@ -222,19 +268,20 @@ def environment() -> dict[str, Any]:
 
 def stage_list(pipeline: Pipeline) -> dict[str, Any]:
     """Where each stage's result is, for `load_run`."""
+    context = pipeline.context
     rounds = [
         {name: getattr(stages, name).fingerprint for name in stages.__dataclass_fields__} for stages in pipeline.rounds
     ]
     return {
-        "class_names": pipeline.class_names,
-        "inventory": pipeline.inventory.fingerprint,
-        "shards": [shard.shard_id for shard in pipeline.inputs.shards],
-        "test_shards": [shard.shard_id for shard in pipeline.inputs.test_shards],
+        "class_names": context.class_names,
+        "inventory": context.inventory.fingerprint,
+        "shards": [shard.shard_id for shard in context.shards],
+        "test_shards": [shard.shard_id for shard in context.inputs.test_shards],
         "rounds": rounds,
         "models": [
             {"name": stage.name, "round": stage.round, "fingerprint": stage.fingerprint} for stage in pipeline.models
         ],
         "predictions": {str(round_): stage.fingerprint for round_, stage in pipeline.predictions.items()},
-        "references": {"uids": pipeline.references.uids.tolist(), "labels": pipeline.references.labels.tolist()},
-        "held_out": pipeline.held_out().uids.tolist(),
+        "references": {"uids": context.references.uids.tolist(), "labels": context.references.labels.tolist()},
+        "held_out": context.held_out().uids.tolist(),
     }

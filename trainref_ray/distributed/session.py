@@ -25,7 +25,7 @@ class Cluster:
             through tasks that need a CPU too, so together they never reserve the last one.
         train_threads: threads a training worker computes with.
         embed_workers: actors that embed.
-        bf16: whether models compute in bfloat16.
+        bf16: whether models compute in bfloat16; None = where the worker's processor or GPU has it in hardware.
     """
 
     cpus: float
@@ -33,7 +33,7 @@ class Cluster:
     train_cpus: float
     train_threads: int
     embed_workers: int
-    bf16: bool
+    bf16: bool | None
 
     @property
     def device(self) -> str:
@@ -86,7 +86,7 @@ def plan_cluster(settings: ResourceSettings, available: dict[str, float]) -> Clu
         train_cpus=train_cpus,
         train_threads=max(1, int(cpus) // settings.train_workers),
         embed_workers=settings.embed_workers or (int(gpus) if use_gpu else max(1, int(cpus) // 2)),
-        bf16=use_gpu if settings.bf16 is None else settings.bf16,
+        bf16=settings.bf16,
     )
 
 
@@ -97,3 +97,4 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off

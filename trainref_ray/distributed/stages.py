@@ -31,43 +31,44 @@ def unfinished(stage: Stage, shards: Iterable[ShardRead]) -> list[ShardRead]:
 
 
 def collect(
-    dataset: Dataset,
+    blocks: Iterator[pa.Table],
     expected: Mapping[int, int],
     finish: Callable[[int, pa.Table], None],
     progress: StageProgress,
 ) -> None:
-    """Gather a data set's blocks by shard and hand each whole shard, sorted by uid, to `finish`.
+    """Gather blocks by shard until every shard is whole; hand each, sorted by uid, to `finish`.
 
     Args:
-        dataset: blocks with a column `uid`, each of one shard.
-        expected: rows of each shard.
+        blocks: with a column `uid`, each of one of the expected shards.
+        expected: rows of each shard, at least one.
         finish: called once a shard, in the driver.
         progress: moved by each block and shard.
 
     Raises:
-        ShardError: the data set ended and a shard has fewer rows than expected.
+        ShardError: the blocks ended and a shard has fewer rows than expected.
         TrainRefError: whatever error on purpose a worker met.
     """
     gathered: dict[int, list[pa.Table]] = {}
-    counts: dict[int, int] = {}
-    finished = 0
+    counts = dict.fromkeys(expected, 0)
+    waiting = set(expected)
     try:
-        for block in blocks_of(dataset):
+        while waiting:
+            block = next(blocks, None)
+            if block is None:
+                shard_id = min(waiting)
+                raise ShardError(
+                    f"shard {shard_id}: {counts[shard_id]} of {expected[shard_id]} rows arrived; start again to go on"
+                )
             shard_id = block["uid"][0].as_py() >> SHARD_BITS
             gathered.setdefault(shard_id, []).append(block)
-            counts[shard_id] = counts.get(shard_id, 0) + block.num_rows
+            counts[shard_id] += block.num_rows
             whole = counts[shard_id] == expected[shard_id]
             if whole:
                 finish(shard_id, pa.concat_tables(gathered.pop(shard_id)).sort_by("uid").combine_chunks())
-                finished += 1
+                waiting.remove(shard_id)
             progress.advance(block.num_rows, shards=int(whole))
     except ray.exceptions.RayError as error:
         raise own_error(error) from error
-    if gathered:
-        shard_id = min(gathered)
-        raise ShardError(
-            f"shard {shard_id}: {counts[shard_id]} of {expected[shard_id]} rows arrived; start again to go on"
-        )
 
 
 def blocks_of(dataset: Dataset) -> Iterator[pa.Table]:
@@ -96,8 +97,6 @@ def map_shards(
     function: Callable[..., pa.Table],
     arguments: Mapping[str, Any],
     reporter: Reporter,
-    *,
-    gpus: float = 0.0,
 ) -> None:
     """Run a stage that makes a table from tables: one task a shard.
 
@@ -109,27 +108,26 @@ def map_shards(
         function: called in a worker as `function(shard_id, **arguments)`; returns the shard's table.
         arguments: small things and handles; big ones are read from the run folder by the worker.
         reporter: shows the stage.
-        gpus: GPUs a task reserves.
     """
     missing = unfinished(stage, shards)
     if not missing:
         reporter.reused(stage.name, stage.round, len(shards))
         return
-    etags = {shard.shard_id: shard.etag for shard in missing}
-    todo = [shard.shard_id for shard in missing if rows[shard.shard_id]]
+    by_id = {shard.shard_id: shard for shard in missing}
+    todo = [shard_id for shard_id in by_id if rows[shard_id]]
 
     def finish(shard_id: int, table: pa.Table) -> None:
         checked = check(table, schema, f"{stage.folder} of shard {shard_id}")
-        counted = {shard.shard_id: shard.rows for shard in missing}[shard_id] or table.num_rows
-        stage.write_shard(shard_id, etags[shard_id], checked, ok=rows[shard_id], quarantined=counted - rows[shard_id])
+        shard, ok = by_id[shard_id], rows[shard_id]
+        stage.write_shard(shard_id, shard.etag, checked, ok=ok, quarantined=(shard.rows or 0) - ok)
 
     total = sum(rows[shard_id] for shard_id in todo)
     with reporter.stage(
         stage.name, stage.round, shards=len(shards), reused=len(shards) - len(missing), items=total
     ) as progress:
-        for shard in missing:
-            if not rows[shard.shard_id]:
-                finish(shard.shard_id, schema.empty_table())
+        for shard_id in by_id.keys() - set(todo):
+            finish(shard_id, schema.empty_table())
+            progress.advance(0, shards=1)
         if not todo:
             return
 
@@ -137,8 +135,8 @@ def map_shards(
             return function(int(batch["id"][0].as_py()), **arguments)
 
         items = ray.data.from_items([{"id": shard_id} for shard_id in todo], override_num_blocks=len(todo))
-        dataset = items.map_batches(run, batch_size=1, batch_format="pyarrow", num_gpus=gpus or None)
-        collect(dataset, rows, finish, progress)
+        dataset = items.map_batches(run, batch_size=1, batch_format="pyarrow")
+        collect(blocks_of(dataset), {shard_id: rows[shard_id] for shard_id in todo}, finish, progress)
 
 
 def gather_rows(stage: Stage, uids: np.ndarray, columns: list[str]) -> pa.Table:

@@ -7,47 +7,26 @@ that is started again after its driver was killed, and a worker group that Ray s
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
-import ray.train
-import ray.train.torch
-import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from trainref_ray.config import TrainSettings
-from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead, pixels_of
+from trainref_ray.distributed.datasource import ReadPlan, ShardRead
 from trainref_ray.distributed.session import Cluster
-from trainref_ray.errors import ResourceError
-from trainref_ray.models.backbones import ModelSpec, build, load_model, predict, save_model, stored_side
+from trainref_ray.errors import ResourceError, TrainRefError
+from trainref_ray.models.backbones import ModelSpec
 from trainref_ray.progress import StageProgress
 from trainref_ray.run import Stage
-from trainref_ray.schemas import dense_soft_labels
-from trainref_ray.training.loop import (
-    ArrayBatches,
-    EpochReport,
-    TrainPlan,
-    TrainState,
-    load_state,
-    save_state,
-    steps_per_epoch,
-    train,
-)
 
 MAX_FAILURES = 3
 """Lost workers that Ray Train replaces before the stage gives up."""
 POLL_SECONDS = 0.5
-SHUFFLE_ROWS = 8192
-"""Rows of the shuffle buffer when images are streamed: shards are permuted each epoch as well."""
+SCRATCH = "ray_train"
+"""Folder that Ray Train wants to have; it holds nothing that is needed later."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +86,13 @@ def run_training(job: TrainJob, progress: StageProgress) -> None:
     Raises:
         ResourceError: the training failed more often than workers are replaced.
     """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     storage = job.stage.storage
+    storage.remove(SCRATCH)
     trainer = TorchTrainer(
-        _worker,
+        _start_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if job.cluster.gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -119,234 +102,54 @@ def run_training(job: TrainJob, progress: StageProgress) -> None:
         ),
         run_config=RunConfig(
             name=f"{job.stage.name}-{uuid.uuid4().hex[:8]}",  # a name that was used before resumes in silence
-            storage_path=storage.location("ray_train"),
+            storage_path=storage.location(SCRATCH),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    with ThreadPoolExecutor(1, thread_name_prefix="train") as executor:
-        running = executor.submit(trainer.fit)
+    executor = ThreadPoolExecutor(1, thread_name_prefix="train")
+    running = executor.submit(trainer.fit)
+    try:
         _follow(job, running, progress)
-    storage.remove("ray_train")
+    finally:
+        executor.shutdown(wait=False)  # interrupted: the thread ends when Ray is shut down
+    storage.remove(SCRATCH)
     error = running.exception()
     if error is not None:
-        raise ResourceError(f"{job.stage.folder}: training failed: {error}") from error
+        raise _explain(job, error) from error
+
+
+def _explain(job: TrainJob, error: BaseException) -> TrainRefError:
+    """The workers' own error in one line, with its kind if it was raised on purpose."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    cause: BaseException = next(iter(failures.values()))
+    while (behind := getattr(cause, "_base_exc", None) or getattr(cause, "cause", None)) is not None:
+        cause = behind
+    if isinstance(cause, TrainRefError):
+        return cause
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return ResourceError(f"{job.stage.folder}: training failed: {type(cause).__name__}: {lines[-1]}")
+
+
+def _start_worker(config: dict[str, Any]) -> None:
+    from trainref_ray.distributed.train_worker import run_worker
+
+    run_worker(config["job"])
 
 
 def _follow(job: TrainJob, running: Future[Any], progress: StageProgress) -> None:
     """Move the progress by the epochs that are written, since the workers report to Ray Train's own process."""
     marker = job.stage.path("states/latest.json")
     shown = _epochs_written(job, marker)
+    if shown:
+        progress.resume(shown, shown * job.rows)
     while not running.done():
         wait([running], timeout=POLL_SECONDS)
         written = _epochs_written(job, marker)
         if written > shown:
-            progress.advance((written - shown) * job.rows)
+            progress.advance((written - shown) * job.rows, shards=written - shown)
             shown = written
 
 
 def _epochs_written(job: TrainJob, marker: str) -> int:
     storage = job.stage.storage
     return int(storage.read_json(marker)["epochs"]) if storage.exists(marker) else 0
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """One training worker, from reading to the released model."""
-    job: TrainJob = config["job"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(job.cluster.train_threads)
-    side = stored_side(job.spec.image_size)
-    batch_size = max(2, job.settings.batch_size // world)
-    source = _source(job, rank, world, side, batch_size)
-    plan = _train_plan(job, rank, world, batch_size)
-    with TemporaryDirectory() as scratch:
-        model = _start_model(job, Path(scratch))
-        state = _latest_state(job, Path(scratch))
-        held_out = _held_out(job.stage)
-        if job.settings.freeze_backbone:
-            model.freeze_backbone()  # before it is wrapped, which notes the parameters that are trained
-        distributed = ray.train.torch.prepare_model(model, parallel_strategy="ddp" if world > 1 else None)
-
-        def on_epoch(report: EpochReport, current: TrainState) -> None:
-            if rank == 0:
-                _write_state(job.stage, current, report.epoch, Path(scratch))
-            ray.train.report({key: value for key, value in asdict(report).items() if value is not None})
-
-        final = train(distributed, source, plan, validation=held_out, state=state, on_epoch=on_epoch)
-        if rank == 0:
-            _release(job, model, final, held_out, Path(scratch))
-
-
-def _train_plan(job: TrainJob, rank: int, world: int, batch_size: int) -> TrainPlan:
-    shared = set(TrainPlan.__dataclass_fields__) & set(TrainSettings.model_fields)
-    return TrainPlan(
-        **{name: getattr(job.settings, name) for name in shared},
-        steps_per_epoch=steps_per_epoch(job.rows, batch_size * world),
-        seed=job.seed,
-        rank=rank,
-        world_size=world,
-        bf16=job.cluster.bf16,
-        device=str(ray.train.torch.get_device()),
-    )
-
-
-def _start_model(job: TrainJob, scratch: Path) -> Any:
-    torch.manual_seed(job.seed)
-    if job.start is None:
-        return build(job.spec)
-    return load_model(job.stage.storage.download(job.start, scratch / "start"))[0]
-
-
-def _latest_state(job: TrainJob, scratch: Path) -> TrainState | None:
-    storage = job.stage.storage
-    marker = job.stage.path("states/latest.json")
-    if not storage.exists(marker):
-        return None
-    name = storage.read_json(marker)["state"]
-    return load_state(storage.download(job.stage.path(f"states/{name}"), scratch / "state"))
-
-
-def _write_state(stage: Stage, state: TrainState, epoch: int, scratch: Path) -> None:
-    """State first, then the marker that points to it, then the states before it are removed."""
-    name = f"epoch-{epoch:04d}"
-    local = scratch / name
-    save_state(state, local)
-    stage.storage.upload(local, stage.path(f"states/{name}"))
-    stage.storage.write_json(stage.path("states/latest.json"), {"state": name, "epochs": epoch + 1})
-    for old in stage.storage.names(stage.path("states")):
-        if old.startswith("epoch-") and old != name:
-            stage.storage.remove(stage.path(f"states/{old}"))
-
-
-def _held_out(stage: Stage) -> tuple[np.ndarray, np.ndarray] | None:
-    path = stage.path("held_out.safetensors")
-    if not stage.storage.exists(path):
-        return None
-    tensors = load_safetensors(stage.storage.read_bytes(path))
-    return tensors["pixels"], tensors["labels"]
-
-
-def _release(
-    job: TrainJob, model: Any, state: TrainState, held_out: tuple[np.ndarray, np.ndarray] | None, scratch: Path
-) -> None:
-    """Write the model, and its logits for the held-out references, which temperature scaling needs."""
-    model.load_state_dict(state.final())
-    save_model(model, job.spec, scratch / "model")
-    storage = job.stage.storage
-    storage.upload(scratch / "model", job.stage.path("model"))
-    storage.write_json(job.stage.path("history.json"), [asdict(report) for report in state.history])
-    if held_out is not None:
-        device = str(ray.train.torch.get_device())
-        _, logits = predict(model, held_out[0], device=device, bf16=job.cluster.bf16)
-        storage.write_bytes(
-            job.stage.path("held_out_logits.safetensors"), save_safetensors({"logits": logits, "labels": held_out[1]})
-        )
-    job.stage.finish({"epochs": len(state.history)})
-
-
-def _source(job: TrainJob, rank: int, world: int, side: int, batch_size: int) -> Any:
-    """This worker's batches: from memory if its images fit, else streamed every epoch."""
-    by_rows = len(job.shards) < world
-    mine = job.shards if by_rows else _share(job.shards, rank, world)
-    rows = sum(shard.rows or 0 for shard in mine)
-    if rows * side * side * 3 > job.cache_bytes:
-        return StreamedBatches(job, mine, rank, world if by_rows else 1, side, batch_size)
-    blocks = sorted(_blocks(job, mine), key=lambda block: block["uid"][0].as_py())
-    pixels = np.concatenate([pixels_of(block, side) for block in blocks])
-    uids = np.concatenate([block["uid"].to_numpy() for block in blocks])
-    targets = np.concatenate([_targets(job, block) for block in blocks])
-    used = _used(job, uids, rank, world if by_rows else 1)
-    steps = steps_per_epoch(job.rows, batch_size * world)
-    return ArrayBatches(
-        pixels[used], targets[used], batch_size=batch_size, steps_per_epoch=steps, seed=job.seed, rank=rank
-    )
-
-
-def _share(shards: tuple[ShardRead, ...], rank: int, world: int) -> tuple[ShardRead, ...]:
-    """The shards of one worker: largest first, each to the worker with the fewest rows so far."""
-    loads = [0] * world
-    mine = []
-    for shard in sorted(shards, key=lambda shard: (-(shard.rows or 0), shard.shard_id)):
-        lightest = loads.index(min(loads))
-        loads[lightest] += shard.rows or 0
-        if lightest == rank:
-            mine.append(shard)
-    return tuple(mine)
-
-
-def _blocks(job: TrainJob, shards: tuple[ShardRead, ...]) -> Iterator[Any]:
-    """Decoded blocks of the shards, read by Ray Data with the CPUs that training leaves free, in a fixed order."""
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    dataset = ray.data.read_datasource(ShardDatasource(shards, job.plan), override_num_blocks=len(shards))
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        if block.num_rows:
-            yield block
-
-
-def _targets(job: TrainJob, block: Any) -> np.ndarray:
-    """float32 [rows, C] targets of a block."""
-    classes = job.spec.classes
-    if "soft_label" in block.column_names:
-        targets = dense_soft_labels(block["soft_label"], classes)
-        return np.eye(classes, dtype=np.float32)[targets.argmax(1)] if job.hard_targets else targets
-    uids = block["uid"].to_pylist()
-    labels = [job.labels.get(uid, label) for uid, label in zip(uids, block["label"].to_pylist(), strict=True)]
-    return np.eye(classes, dtype=np.float32)[labels]
-
-
-def _used(job: TrainJob, uids: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """Rows this worker trains on: not held out, and its share where workers share a shard."""
-    free = ~np.isin(uids, np.fromiter(job.held_out, np.int64, len(job.held_out)))
-    return free & (uids % world == rank % world)
-
-
-class StreamedBatches:
-    """Batches read anew every epoch, for image sets larger than memory: shards permuted, rows in a shuffle buffer."""
-
-    def __init__(
-        self, job: TrainJob, shards: tuple[ShardRead, ...], rank: int, row_world: int, side: int, batch_size: int
-    ) -> None:
-        self._job = job
-        self._shards = shards
-        self._rank = rank
-        self._row_world = row_world
-        self._side = side
-        self._batch_size = batch_size
-        self._steps = steps_per_epoch(job.rows, batch_size * job.workers)
-
-    def __call__(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Exactly the epoch's steps; a worker with fewer rows begins again."""
-        random = np.random.default_rng((self._job.seed, epoch, self._rank))
-        steps = 0
-        while steps < self._steps:
-            for pixels, targets in self._pass(random):
-                yield torch.from_numpy(pixels), torch.from_numpy(targets)
-                steps += 1
-                if steps == self._steps:
-                    return
-
-    def _pass(self, random: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        pixels = np.zeros((0, self._side, self._side, 3), np.uint8)
-        targets = np.zeros((0, self._job.spec.classes), np.float32)
-        order = tuple(self._shards[i] for i in random.permutation(len(self._shards)))
-        for block in _blocks(self._job, order):
-            used = _used(self._job, block["uid"].to_numpy(), self._rank, self._row_world)
-            pixels = np.concatenate([pixels, pixels_of(block, self._side)[used]])
-            targets = np.concatenate([targets, _targets(self._job, block)[used]])
-            while len(pixels) >= max(SHUFFLE_ROWS, self._batch_size):
-                pixels, targets, batch = _draw(pixels, targets, self._batch_size, random)
-                yield batch
-        while len(pixels) >= 2:
-            pixels, targets, batch = _draw(pixels, targets, min(self._batch_size, len(pixels)), random)
-            yield batch
-
-
-def _draw(
-    pixels: np.ndarray, targets: np.ndarray, count: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Take `count` random rows out of the buffer."""
-    taken = np.zeros(len(pixels), bool)
-    taken[random.choice(len(pixels), count, replace=False)] = True
-    return pixels[~taken], targets[~taken], (pixels[taken], targets[taken])

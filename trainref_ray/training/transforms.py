@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 RANDAUGMENT_OPERATIONS = 2
 """Operations an image, as in RandAugment (Cubuk et al. 2020)."""
@@ -75,6 +74,8 @@ def randaugment(pixels: Tensor, magnitude: int, generator: torch.Generator) -> T
 
 def _operations(strength: float, side: int) -> list[Callable[[Tensor], Tensor]]:
     """The 14 operations with torchvision's ranges; each stands twice, with either sign where it has one."""
+    from torchvision.transforms.v2 import functional as tv  # here: the import takes 4 s, and few trainings need it
+
     both: list[Callable[[Tensor], Tensor]] = []
     for sign in (1.0, -1.0):
         lean = float(np.degrees(np.arctan(0.3 * strength))) * sign

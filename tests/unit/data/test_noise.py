@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SHARED_DATA
 
 from trainref_ray.data.noise import inject, parse_noise
 from trainref_ray.errors import ConfigError
@@ -88,7 +91,7 @@ def test_human_labels_from_every_file(tmp_path: Path) -> None:
         assert inject(np.array([0, 1, 2]), 3, f"human:{tmp_path}/{spec}", 0).tolist() == [2, 0, 1]
     for spec, message in (
         ("none.npy", "does not exist"),
-        ("h.npz:best", "has no 'best'; it has worse, other"),
+        ("h.npz:best", "has no column 'best'; it has worse, other"),
         ("h.csv:best", "has no column 'best'; it has key, worse"),
         ("h.csv:key", "cannot be read"),
         ("h.txt", "allowed are"),
@@ -99,6 +102,97 @@ def test_human_labels_from_every_file(tmp_path: Path) -> None:
         inject(np.array([0, 1]), 3, f"human:{tmp_path}/h.npy", 0)
     with pytest.raises(ConfigError, match="run from 0 to 2, not 0 to 1"):
         inject(np.array([0, 1, 1]), 2, f"human:{tmp_path}/h.npy", 0)
+
+
+def human(path: Path, true_labels: np.ndarray, classes: int = 10) -> np.ndarray:
+    return inject(true_labels, classes, f"human:{path}:worse_label", 0)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_files_of_torch_such_as_cifar_ns(tmp_path: Path, legacy: bool) -> None:
+    import torch
+
+    clean, worse = LABELS[:50], (LABELS[:50] + 1) % 10
+    path = tmp_path / "CIFAR-10_human.pt"
+    for kind in (np.int64, np.uint8, torch.from_numpy):
+        content = {"clean_label": clean, "worse_label": worse}
+        content = {name: kind(v) if kind is torch.from_numpy else v.astype(kind) for name, v in content.items()}
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        assert np.array_equal(human(path, clean), worse)
+    if legacy:  # the published files were written with numpy 1, whose module had another name
+        torch.save({"clean_label": clean, "worse_label": worse}, path, _use_new_zipfile_serialization=False)
+        numpy_1 = path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        assert b"numpy.core.multiarray" in numpy_1
+        assert b"numpy._core" not in numpy_1
+        path.write_bytes(numpy_1)
+        assert np.array_equal(human(path, clean), worse)
+    with pytest.raises(ConfigError, match=r"has no column 'best'; it has clean_label, worse_label"):
+        inject(clean, 10, f"human:{path}:best", 0)
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        import os
+
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nothing_in_a_file_of_torch_is_run(tmp_path: Path, legacy: bool) -> None:
+    import torch
+
+    path, trace = tmp_path / "evil.pt", tmp_path / "trace"
+    objects = np.array([Payload(f"touch {trace}")], dtype=object)
+    for content in ({"worse_label": Payload(f"touch {trace}")}, {"worse_label": objects}):
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ConfigError, match=r"cannot be loaded safely.* If you trust it, export it to an npz file"):
+            human(path, LABELS[:1])
+    assert not trace.exists()
+    torch.save([1, 2], path)
+    with pytest.raises(ConfigError, match="holds a list, not a dictionary"):
+        human(path, LABELS[:2])
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ConfigError, match="cannot be loaded safely"):
+        human(path, LABELS[:2])
+
+
+def test_the_command_that_exports_a_file_of_torch_works(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "labels.pt"
+    torch.save({"worse_label": LABELS[:9], "note": np.array(["a"], dtype=object)}, path)
+    with pytest.raises(ConfigError) as caught:
+        human(path, LABELS[:9])
+    command = str(caught.value).partition("npz file: python -c ")[2]
+    subprocess.run(f"{sys.executable} -c {command}", shell=True, check=True, cwd=tmp_path, timeout=120)
+    assert np.array_equal(human(tmp_path / "labels.npz", LABELS[:9]), LABELS[:9])
+
+
+def test_human_labels_of_other_data_or_another_order_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "h.npz"
+    np.savez(path, clean_label=LABELS[:6], worse_label=LABELS[:6])
+    assert np.array_equal(human(path, LABELS[:6]), LABELS[:6])
+    with pytest.raises(ConfigError, match=r"differs from the true labels in 2 of 6 samples, first in number 1;"):
+        human(path, np.array([0, 2, 1, 3, 4, 5]))
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "cifar10n").is_dir(), reason=f"no CIFAR-10N labels in {SHARED_DATA}")
+def test_real_cifar_10n_labels_are_as_wrong_as_published(tmp_path: Path) -> None:
+    import torch
+
+    with np.load(SHARED_DATA / "cifar10n" / "train-labels.npz", allow_pickle=False) as file:
+        columns = {name: file[name].astype(np.int64) for name in file.files if "label" in name}
+    torch.save(columns, tmp_path / "CIFAR-10_human.pt")
+    clean = columns["clean_label"]
+    rates = {"aggre_label": 0.090, "random_label1": 0.172, "worse_label": 0.402}  # Wei et al. 2022, table 1, rounded
+    for name, rate in rates.items():
+        given = inject(clean, 10, f"human:{tmp_path}/CIFAR-10_human.pt:{name}", 0)
+        assert (given != clean).mean() == pytest.approx(rate, abs=5e-4)
 
 
 def test_pickled_labels_are_not_loaded(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainref_ray.cli import prepare_command
 from trainref_ray.data import prepare as module
 from trainref_ray.data.prepare import Prepared, PrepareSettings, prepare, prepare_digits, write_shards
 from trainref_ray.data.samples import Sample, SampleFormat, read_samples
@@ -174,6 +175,27 @@ def test_a_folder_has_no_truth_unless_told_or_made_noisy(tmp_path: Path) -> None
     assert str(result) == "train: 6 images in 1 shards, truth not known, 1 other files passed over"
     assert truths("told", truth=True)[0] == {0, 1}
     assert truths("noisy", noise="symflip:0.5")[0] == {0, 1}
+
+
+def test_source_and_root_may_be_the_first_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(folder_of_images(tmp_path / "in"))
+    for out, words in (
+        ("a", ["folder", root]),
+        ("b", ["folder", "--root", root]),
+        ("c", ["--source", "folder", "--root", root]),
+    ):
+        assert prepare_command([*words, "--out", str(tmp_path / out), "--shard-size", "4"]) == 0
+    assert state_bytes(tmp_path / "a") == state_bytes(tmp_path / "b") == state_bytes(tmp_path / "c")
+    assert len(state_bytes(tmp_path / "a")) == 4
+    assert prepare_command(["cifar10", "--out", str(tmp_path / "d")]) == 2
+    assert capsys.readouterr().err == "error: source cifar10 needs --root, the folder with its images\n"
+    with pytest.raises(SystemExit) as caught:
+        prepare_command(["folder", root, "more", "--out", str(tmp_path / "d")])
+    assert caught.value.code == 2
+
+
+def state_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_splits_of_a_folder_and_a_clean_test_split(tmp_path: Path) -> None:

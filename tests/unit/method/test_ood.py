@@ -54,31 +54,32 @@ def test_knn_distance_by_hand():
     np.testing.assert_allclose(found, [0.2, 0.6, 2.0], rtol=1e-6)
 
 
-def test_calibration_draw_depends_on_uids_and_seed_alone():
+def draw(uids, passes, calibration, fit, seed=7):
+    rows = ood.draw_passing(uids, passes, calibration=calibration, fit=fit, seed=seed)
+    return [set(uids[part].tolist()) for part in rows]
+
+
+def test_draw_depends_on_uids_and_seed_alone():
     generator = np.random.default_rng(0)
     uids = generator.permutation(5000)[:1000]
-    passes, member = uids % 3 == 0, uids % 6 == 0
-    drawn = set(uids[ood.calibration_rows(uids, passes, member, 50, 7)].tolist())
-    assert len(drawn) == 50
-    assert all(uid % 3 == 0 for uid in drawn)
+    passes = uids % 3 == 0
+    calibration, fit = draw(uids, passes, 50, 80)
+    assert (len(calibration), len(fit), len(calibration & fit)) == (50, 80, 0)
+    assert all(uid % 3 == 0 for uid in calibration | fit)
     order = generator.permutation(1000)
-    assert drawn == set(uids[order][ood.calibration_rows(uids[order], passes[order], member[order], 50, 7)].tolist())
-    rest = passes[order]  # rows that do not pass play no part
-    alone = uids[order][rest]
-    assert drawn == set(alone[ood.calibration_rows(alone, alone >= 0, alone % 6 == 0, 50, 7)].tolist())
-    assert drawn != set(uids[ood.calibration_rows(uids, passes, member, 50, 8)].tolist())
+    assert draw(uids[order], passes[order], 50, 80) == [calibration, fit]
+    alone = uids[passes]  # rows that do not pass play no part
+    assert draw(alone, alone >= 0, 50, 80) == [calibration, fit]
+    assert draw(uids, passes, 50, 80, seed=8) != [calibration, fit]
 
 
-def test_calibration_draw_is_random_and_leaves_half_of_the_members():
-    uids = np.arange(10_000)
-    drawn = ood.calibration_rows(uids, np.ones(10_000, bool), np.zeros(10_000, bool), 2000, 0)
-    assert uids[drawn].mean() == pytest.approx(5000, abs=4 * 2887 / 2000**0.5)
-    member = uids < 1000
-    drawn = ood.calibration_rows(uids, np.ones(10_000, bool), member, 10_000, 0)
-    assert member[drawn].sum() == 500
-    assert 4000 < len(drawn) < 6000
-    assert len(ood.calibration_rows(uids[:4], np.ones(4, bool), np.ones(4, bool), 20, 0)) == 2
-    assert len(ood.calibration_rows(uids, np.zeros(10_000, bool), member, 20, 0)) == 0
+def test_draw_is_random_and_leaves_half_to_the_fit():
+    uids, all_pass = np.arange(10_000), np.ones(10_000, bool)
+    calibration, fit = draw(uids, all_pass, 2000, 100_000)
+    assert np.mean(list(calibration)) == pytest.approx(5000, abs=4 * 2887 / 2000**0.5)
+    assert calibration | fit == set(range(10_000))
+    assert [len(part) for part in draw(uids[:5], all_pass[:5], 20, 20)] == [2, 3]
+    assert draw(uids, ~all_pass, 20, 20) == [set(), set()]
 
 
 def test_cut_by_hand():

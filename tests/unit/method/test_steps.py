@@ -69,16 +69,37 @@ def test_diverse_supporters_are_less_alike():
 
 
 @pytest.mark.parametrize("score", ["knn", "mahalanobis", "mahalanobis_class"])
-def test_cut_and_left_out_calibration(score):
-    drawn = MEMBER_ROWS[:20]
+def test_cut_is_the_quantile_of_the_calibration_samples(score):
+    drawn, fitted_on = np.arange(20), np.arange(20, 120)
     found = find(drawn)
-    options = {"score": score, "classes": 3, "shrinkage": 0.1, "quantile": 0.8}
-    model = steps.fit_ood(make_members(), drawn, EMBEDDINGS[drawn], found, **options)
+    model = steps.fit_ood(
+        EMBEDDINGS[fitted_on],
+        fitted_on % 3,
+        EMBEDDINGS[drawn],
+        found,
+        score=score,
+        classes=3,
+        shrinkage=0.1,
+        quantile=0.8,
+    )
     raw = steps.raw_ood(EMBEDDINGS[drawn], found, model.gaussian)
     assert model.cut == pytest.approx(np.sort(raw)[16])  # ⌈21 · 0.8⌉ = 17th
-    if model.gaussian is not None:  # the fit has not seen the calibration samples
-        moved = EMBEDDINGS.copy()
-        moved[drawn] = -moved[drawn]
-        again = steps.fit_ood(make_members(moved), drawn, EMBEDDINGS[drawn], found, **options)
-        assert (again.gaussian.means == model.gaussian.means).all()
-        assert (again.gaussian.precision == model.gaussian.precision).all()
+    if score == "knn":
+        assert model.gaussian is None
+    else:
+        assert model.gaussian.means.shape == ((3, 6) if score == "mahalanobis_class" else (1, 6))
+
+
+def test_distribution_is_sharpened_then_weighed_by_hand():
+    combined = np.array([[0.75, 0.25], [0.25, 0.75]], np.float16)
+    labels = np.array([0, 0])
+    # to the power 2: 0.9 and 0.1; class 0 has mass 0.9 + 0.1 under label 0, class 1 as much: T is 1 everywhere used
+    mass = steps.label_mass(combined, labels, temperature=0.5)
+    np.testing.assert_allclose(mass, [[1.0, 0.0], [1.0, 0.0]], atol=1e-6)
+    q = steps.curated_distributions(combined, labels, mass, temperature=0.5, given_weight=1.0)
+    np.testing.assert_allclose(q, [[0.9, 0.1], [0.1, 0.9]], rtol=1e-6)
+    skewed = np.array([[9.0, 1.0], [1.0, 9.0]])  # class 0 is given label 0 nine times of ten, class 1 once
+    q = steps.curated_distributions(combined, labels, skewed, temperature=0.5, given_weight=1.0)
+    np.testing.assert_allclose(q, [[0.81 / 0.82, 0.01 / 0.82], [0.5, 0.5]], rtol=1e-5)
+    q = steps.curated_distributions(combined, labels, skewed, temperature=1.0, given_weight=0.0)
+    np.testing.assert_allclose(q, combined, rtol=1e-3)

@@ -90,6 +90,8 @@ def test_given_label_by_hand():
     np.testing.assert_allclose(mass, [[1.8, 0.2], [1.2, 0.8]], rtol=1e-6)  # class by label
     parts = [vote.class_label_mass(combined[rows], labels[rows]) for rows in ([0, 2], [1, 3])]
     np.testing.assert_allclose(sum(parts), mass)
+    few = vote.class_label_mass(np.array([[0.5, 0.3, 0.2]], np.float32), np.array([2]))
+    np.testing.assert_allclose(few, [[0, 0, 0.5], [0, 0, 0.3], [0, 0, 0.2]], rtol=1e-6)
     # T = [[0.9, 0.1], [0.6, 0.4]]; last row: 0.4 * 0.9 against 0.6 * 0.6
     np.testing.assert_allclose(vote.weigh_given_label(combined, labels, mass, 1.0)[3], [0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(vote.weigh_given_label(combined, labels, mass, 0.0), combined, rtol=1e-6)

@@ -49,7 +49,8 @@ def test_unknown_name_says_what_is_close(name: str, close: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sizes", "width"),
     [
-        ("cnn_small", (8, 11, 32, 64), 256),
+        ("cnn_small", (8, 11), 128),
+        ("cnn_small", (16, 32, 64), 256),
         ("resnet18", (8, 32, 64), 512),
         ("mobilenet_v3_small", (32, 64), 1024),
         ("shufflenet_v2_x0_5", (32, 64), 1024),
@@ -189,7 +190,7 @@ def test_predict_gives_unit_embeddings_that_do_not_depend_on_the_batch() -> None
     pixels = images(7, 8)
     embeddings, logits = predict(model, pixels, batch=3)
     assert embeddings.dtype == np.float16
-    assert embeddings.shape == (7, 256)
+    assert embeddings.shape == (7, 128)
     assert logits.dtype == np.float32
     assert logits.shape == (7, 4)
     np.testing.assert_allclose(np.linalg.norm(embeddings.astype(np.float64), axis=1), 1, atol=1e-3)
@@ -209,7 +210,7 @@ def test_predict_with_bfloat16_stays_close() -> None:
 
 def test_predict_of_no_images() -> None:
     embeddings, logits = predict(build(SMALL), images(0, 8))
-    assert embeddings.shape == (0, 256)
+    assert embeddings.shape == (0, 128)
     assert logits.shape == (0, 4)
 
 
@@ -240,7 +241,7 @@ def test_a_file_with_other_names_or_shapes_is_refused(tmp_path: Path) -> None:
     save_file({name: value for name, value in state.items() if name != "mean"}, path)
     with pytest.raises(ValueError, match=r"missing tensors.*mean"):
         load_model(tmp_path)
-    save_file(state | {"head.weight": torch.zeros(5, 256)}, path)
+    save_file(state | {"head.weight": torch.zeros(5, 128)}, path)
     with pytest.raises(ValueError, match=r"head\.weight"):
         load_model(tmp_path)
 
@@ -264,8 +265,8 @@ def test_a_description_that_is_no_spec_is_refused(tmp_path: Path, content: str) 
 def test_another_width_is_refused(tmp_path: Path) -> None:
     _saved(tmp_path)
     path = tmp_path / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 128}))
-    with pytest.raises(ValueError, match="width 128"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 64}))
+    with pytest.raises(ValueError, match="width 64"):
         load_model(tmp_path)
 
 
@@ -274,7 +275,7 @@ def test_weights_from_a_file_with_and_without_its_head(tmp_path: Path) -> None:
     same = build(replace(SMALL, weights=str(path)))
     assert torch.equal(same.head.weight, model.head.weight)
     other = build(replace(SMALL, classes=6, weights=str(path)))
-    assert other.head.weight.shape == (6, 256)
+    assert other.head.weight.shape == (6, 128)
     assert torch.equal(other.body.stages[0].weight, model.body.stages[0].weight)
     with pytest.raises(ValueError, match="of another model"):
         build(ModelSpec("resnet18", 4, 8, weights=str(path)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trainref_ray.data.images import EXTENSIONS
-from trainref_ray.data.sources import Source, SourceSample
+from trainref_ray.data.sources import Source, SourceSample, split_path, unique_key
 from trainref_ray.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def folder_source(root: str | Path) -> Source:
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(classes) < 2:
         raise ConfigError(f"image folder {root} needs a sub-folder for each of at least two classes; it has {classes}")
-    files: list[tuple[str, Path, int]] = []
+    files: list[tuple[str, str, Path, int]] = []
     keys: set[str] = set()
     ignored = 0
     for label, name in enumerate(classes):
@@ -36,28 +36,18 @@ def folder_source(root: str | Path) -> Source:
         for path in sorted((root / name).rglob("*")):
             if not path.is_file() or any(part.startswith(".") for part in path.relative_to(root).parts):
                 continue
-            if path.suffix[1:].lower() not in EXTENSIONS:
+            key, extension = split_path(path.relative_to(root).as_posix())
+            if extension not in EXTENSIONS:
                 ignored += 1
                 continue
-            key = _unique(path.relative_to(root).with_name(path.stem.replace(".", "_")).as_posix(), keys)
-            keys.add(key)
-            files.append((key, path, label))
+            files.append((unique_key(key, keys), extension, path, label))
         if len(files) == before:
             raise ConfigError(f"image folder {root}: class {name!r} has no image (.{', .'.join(EXTENSIONS)})")
 
     def samples() -> Iterator[SourceSample]:
-        for key, path, label in files:
-            extension = path.suffix[1:].lower().replace("jpeg", "jpg")
+        for key, extension, path, label in files:
             source = path.relative_to(root).as_posix()
             yield SourceSample(key, path.read_bytes(), extension, label, {"source": source})
 
-    labels = np.array([label for _, _, label in files], np.int64)
+    labels = np.array([label for *_, label in files], np.int64)
     return Source(root.name, tuple(classes), labels, samples, known_truth=False, ignored_files=ignored)
-
-
-def _unique(key: str, taken: set[str]) -> str:
-    number, candidate = 1, key
-    while candidate in taken:
-        number += 1
-        candidate = f"{key}-{number}"
-    return candidate

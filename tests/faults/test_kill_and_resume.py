@@ -1,0 +1,121 @@
+"""The job is killed again and again, each time at another moment, and ends with the tables of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+from conftest import ROOT, TINY
+
+from trainref_ray import load_run
+from trainref_ray.results import CurationRun
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+MOMENTS = (
+    "inventory/inventory-*/done/*.json",
+    "round-0/pretrain-*/states/latest.json",
+    "round-1/embeddings-*/done/*.json",
+    "round-1/decisions-*/done/*.json",
+    "round-1/finetune-*/states/latest.json",
+)
+"""Files whose appearance is the moment of the kill."""
+NOTHING_NEW = 120
+"""Seconds in which a file must appear, starting Ray's workers included."""
+
+
+def job(folder: Path) -> subprocess.Popen[str]:
+    """The curation as a process of its own, which uses the session's Ray."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "jobs/curate_webvision.py", "--preset", str(folder / "tiny.yaml")]
+    options = ["--out", str(folder / "run"), "--resources.address", address]
+    return subprocess.Popen(
+        [*command, *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def stop_at(folder: Path, pattern: str, number: signal.Signals) -> tuple[int, str]:
+    """Start the job and send it a signal as soon as a file matches that was not there; its exit code and output."""
+    process = job(folder)
+    before = set((folder / "run").glob(pattern))
+    deadline = time.monotonic() + NOTHING_NEW
+    while not set((folder / "run").glob(pattern)) - before and process.poll() is None:
+        assert time.monotonic() < deadline, f"{pattern} did not appear"
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def killed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run folder after all kills and a last start, and what the last start printed."""
+    folder = tmp_path_factory.mktemp("killed")
+    for moment in MOMENTS:
+        code, output = stop_at(folder, moment, signal.SIGKILL)
+        assert code == -signal.SIGKILL, output
+    process = job(folder)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return folder / "run", output
+
+
+def test_tables_equal_those_of_an_undisturbed_run(killed: tuple[Path, str], tiny_run: CurationRun) -> None:
+    run = load_run(str(killed[0]))
+    for name in ("embeddings", "evidence", "supporters", "distributions", "decisions"):
+        assert run.table(name).equals(tiny_run.table(name)), name
+    assert run.references().equals(tiny_run.references())
+    assert run.predictions(1).equals(tiny_run.predictions(1))
+    assert run.summary["metrics"] == tiny_run.summary["metrics"]
+    assert run.summary["counts"] == tiny_run.summary["counts"]
+
+
+def test_the_last_start_goes_on_from_the_last_epoch(killed: tuple[Path, str]) -> None:
+    assert "resuming: pretrain: done before" in killed[1]
+    assert "resuming: round 1 finetune: 1 of 2 epochs done" in killed[1]
+
+
+def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path: Path) -> None:
+    code, output = stop_at(tmp_path, "round-0/pretrain-*/states/latest.json", signal.SIGINT)
+    assert code == 130
+    assert output.strip().splitlines()[-1] == "interrupted; start again with the same --out to go on"
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "lock.json").exists()
+    process = job(tmp_path)
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if "of 3 epochs done" in line:
+            break
+    process.kill()
+    process.wait(timeout=30)
+    assert "resuming: pretrain: " in lines[-1], "".join(lines)
+
+
+def test_a_second_job_on_the_folder_is_refused(local_ray: None, tmp_path: Path) -> None:
+    first = job(tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "lock.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = job(tmp_path)
+    output, _ = second.communicate(timeout=60)
+    first.kill()
+    first.wait(timeout=30)
+    assert second.returncode == 2
+    assert len(output.strip().splitlines()) == 1
+    assert "another job is working in this run folder" in output

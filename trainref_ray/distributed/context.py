@@ -1,0 +1,139 @@
+"""What every stage of a curation needs: settings, the run folder, the cluster, the shards and the references."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from trainref_ray.config import Config, fingerprint
+from trainref_ray.data.images import stored_size
+from trainref_ray.data.samples import SampleFormat
+from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead, pixels_of
+from trainref_ray.distributed.session import Cluster
+from trainref_ray.progress import Reporter
+from trainref_ray.run import Stage, Storage
+from trainref_ray.schemas import OK, SHARD_BITS
+
+
+@dataclass(frozen=True)
+class References:
+    """The trusted set: uids int64 [R], ascending, and their labels int64 [R]."""
+
+    uids: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """Changes with any reference or label."""
+        return hashlib.sha256(self.uids.tobytes() + self.labels.tobytes()).hexdigest()[:16]
+
+
+@dataclass
+class Inputs:
+    """What was found out before any worker started."""
+
+    shards: list[ShardRead]
+    test_shards: list[ShardRead]
+    class_names: list[str] | None
+    reference_rows: list[tuple[str, int]] | None
+
+
+def _no_references() -> References:
+    return References(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+@dataclass
+class Context:
+    """One curation in one run folder, on one Ray.
+
+    `inventory`, `truth`, `usable` (usable samples of each shard), `names` (for people), `class_names` and `references`
+    are filled by `trainref_ray.distributed.inventory`.
+    """
+
+    config: Config
+    storage: Storage
+    cluster: Cluster
+    reporter: Reporter
+    inputs: Inputs
+    inventory: Stage = field(init=False)
+    truth: Stage = field(init=False)
+    usable: dict[int, int] = field(default_factory=dict)
+    names: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    references: References = field(default_factory=_no_references)
+
+    @property
+    def shards(self) -> list[ShardRead]:
+        """Training shards."""
+        return self.inputs.shards
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
+    def stage(self, name: str, round_: int, *upstream: str) -> Stage:
+        """A stage with the fingerprint of its settings and of what it reads."""
+        return Stage(self.storage, name, round_, fingerprint(self.config, name, *upstream))
+
+    def format(self) -> SampleFormat:
+        """How samples are read."""
+        config, names = self.config, self.inputs.class_names
+        return SampleFormat(
+            label_field=config.label_field,
+            truth_field=config.truth_field,
+            classes=len(names) if names else None,
+            class_names=tuple(names or ()),
+            max_pixels=config.read.max_pixels,
+            max_bytes=config.read.max_bytes,
+            image_size=config.image_size,
+        )
+
+    def samples(self, columns: list[str]) -> pa.Table:
+        """Usable samples of the training shards, by uid."""
+        tables = [self.inventory.read_shard(shard.shard_id, [*columns, "status"]) for shard in self.shards]
+        table = pa.concat_tables(tables)
+        return table.filter(pa.array(np.array(table["status"].to_pylist()) == OK)).select(columns)
+
+    def data_digest(self) -> str:
+        """Changes with any training shard or its usable samples."""
+        parts = [f"{shard.shard_id}:{shard.etag}:{self.usable[shard.shard_id]}" for shard in self.shards]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+    def held_out(self) -> References:
+        """References that no training sees: they choose the epoch and the temperature. The first of each class by a
+        seeded order, so that more of them are left for training where there are many."""
+        order = np.random.default_rng(self.config.seed).permutation(len(self.references.uids))
+        taken: Counter[int] = Counter()
+        rows = []
+        for row in order:
+            label = int(self.references.labels[row])
+            if taken[label] < self.config.calibrate.per_class:
+                taken[label] += 1
+                rows.append(row)
+        rows.sort()
+        return References(self.references.uids[rows], self.references.labels[rows])
+
+    def read_images(self, uids: np.ndarray, *, pixels: bool) -> dict[int, Any]:
+        """Chosen images by uid: uint8 squares, or the bytes of their files."""
+        wanted = {
+            int(s): frozenset((uids[uids >> SHARD_BITS == s] & ((1 << SHARD_BITS) - 1)).tolist())
+            for s in np.unique(uids >> SHARD_BITS)
+        }
+        shards = [shard for shard in [*self.shards, *self.inputs.test_shards] if shard.shard_id in wanted]
+        plan = ReadPlan(self.format(), pixels=pixels, image_bytes=not pixels, wanted=wanted)
+        if not shards:
+            return {}
+        dataset = ray.data.read_datasource(ShardDatasource(shards, plan), override_num_blocks=len(shards))
+        images: dict[int, Any] = {}
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            if block.num_rows:
+                values = pixels_of(block, stored_size(self.config.image_size)) if pixels else block["image"].to_pylist()
+                images.update(zip(block["uid"].to_pylist(), values, strict=True))
+        return images

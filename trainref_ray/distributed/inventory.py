@@ -1,0 +1,128 @@
+"""First of all, every tar is read once: keys, labels, sizes, digests, what is unusable and why, and the references."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from trainref_ray.data.reference import check_classes, draw_references, match_keys, write_reference_csv
+from trainref_ray.distributed.context import Context, References
+from trainref_ray.distributed.curation import display_names
+from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead
+from trainref_ray.distributed.stages import blocks_of, unfinished
+from trainref_ray.errors import ReferenceSetError, ShardError
+from trainref_ray.run import Stage
+from trainref_ray.schemas import OK, SAMPLES, SHARD_BITS, TRUTH, check
+
+
+def take_inventory(context: Context) -> None:
+    """Read the tars that were not read before, and fill the context with what is in them.
+
+    Raises:
+        ShardError: there is no usable sample at all.
+    """
+    context.inventory = context.stage("inventory", 0, ",".join(context.inputs.class_names or ()))
+    context.truth = replace(context.inventory, name="truth")
+    inputs, reporter = context.inputs, context.reporter
+    shards = [*inputs.shards, *inputs.test_shards]
+    missing = _to_read(context, shards)
+    if missing:
+        reused = len(shards) - len(missing)
+        with reporter.stage("inventory", 0, shards=len(shards), reused=reused, items=0) as progress:
+            plan = ReadPlan(
+                replace(context.format(), image_size=None), truth=True, usable_only=False, whole_shards=True
+            )
+            dataset = ray.data.read_datasource(ShardDatasource(missing, plan), override_num_blocks=len(missing))
+            waiting = {shard.shard_id: shard for shard in missing}
+            for table in blocks_of(dataset):
+                _write(context.inventory, context.truth, waiting.pop(table["uid"][0].as_py() >> SHARD_BITS), table)
+                progress.advance(table.num_rows, shards=1)
+            for shard in waiting.values():
+                empty = pa.schema([*SAMPLES, TRUTH.field("true_label")]).empty_table()
+                _write(context.inventory, context.truth, shard, empty)
+    else:
+        reporter.reused("inventory", 0, len(shards))
+    markers = context.inventory.done_shards()
+    context.usable = {shard.shard_id: markers[shard.shard_id]["ok"] for shard in shards}
+    rows = {shard_id: marker["ok"] + marker["quarantined"] for shard_id, marker in markers.items()}
+    inputs.shards = [replace(shard, rows=rows[shard.shard_id]) for shard in inputs.shards]
+    inputs.test_shards = [replace(shard, rows=rows[shard.shard_id]) for shard in inputs.test_shards]
+    if not sum(context.usable[shard.shard_id] for shard in inputs.shards):
+        errors = context.inventory.read_shard(inputs.shards[0].shard_id)["error"].drop_null()
+        reason = errors[0].as_py() if len(errors) else "the shards are empty"
+        raise ShardError(f"no usable sample in {len(inputs.shards)} shards; the first reason: {reason}")
+    _name_samples(context)
+
+
+def _to_read(context: Context, shards: list[ShardRead]) -> list[ShardRead]:
+    missing = unfinished(context.inventory, shards)
+    if context.config.retry_quarantined:
+        again = {shard_id for shard_id, marker in context.inventory.done_shards().items() if marker["quarantined"]}
+        listed = {shard.shard_id for shard in missing}
+        missing += [shard for shard in shards if shard.shard_id in again - listed]
+    return missing
+
+
+def _write(inventory: Stage, truth: Stage, shard: ShardRead, table: pa.Table) -> None:
+    ok = int(np.sum(np.array(table["status"].to_pylist()) == OK))
+    counts = {"ok": ok, "quarantined": table.num_rows - ok}
+    true_labels = check(table.select(["uid", "true_label"]), TRUTH, f"truth of {shard.url}")
+    samples = check(table.drop_columns(["true_label"]), SAMPLES, f"samples of {shard.url}")
+    truth.write_shard(shard.shard_id, shard.etag, true_labels, **counts)
+    inventory.write_shard(shard.shard_id, shard.etag, samples, **counts)
+
+
+def _name_samples(context: Context) -> None:
+    """Names for people: keys that are not unique over all shards are written as `shard:key`."""
+    counts: Counter[str] = Counter()
+    for shard in context.shards:
+        counts.update(context.inventory.read_shard(shard.shard_id, ["key"])["key"].to_pylist())
+    context.names = {
+        "duplicated": {key for key, count in counts.items() if count > 1},
+        "shards": {shard.shard_id: PurePosixPath(shard.url).stem for shard in context.shards},
+    }
+
+
+def choose_references(context: Context) -> None:
+    """Match the reference file's keys, or draw by the trusted field, which is read here and in evaluation only.
+
+    Raises:
+        ReferenceSetError: a key is in no shard, a class has no reference, or there is no trusted field to draw by.
+    """
+    samples = context.samples(["uid", "key", "label"])
+    uids = samples["uid"].to_numpy()
+    names = context.inputs.class_names
+    keys = display_names(uids, samples["key"].to_pylist(), context.names)
+    if context.inputs.reference_rows is not None:
+        rows = np.array(match_keys([key for key, _ in context.inputs.reference_rows], keys), np.int64)
+        labels = np.array([label for _, label in context.inputs.reference_rows], np.int64)
+    else:
+        trusted = _trusted_field(context, uids)
+        classes = len(names) if names else int(max(trusted.max(), samples["label"].to_numpy().max())) + 1
+        per_class = context.config.reference_per_class or 1
+        rows = draw_references(uids, trusted, per_class=per_class, classes=classes, seed=context.config.seed)
+        labels = trusted[rows]
+    context.class_names = names or [str(label) for label in range(int(labels.max()) + 1)]
+    check_classes(labels, context.class_names, allow_missing=context.config.allow_missing_classes)
+    order = np.argsort(uids[rows])
+    context.references = References(uids[rows][order], labels[order])
+    chosen = [(keys[row], label) for row, label in zip(rows[order].tolist(), labels[order].tolist(), strict=True)]
+    context.storage.write_bytes("references.csv", write_reference_csv(chosen).encode())
+
+
+def _trusted_field(context: Context, uids: np.ndarray) -> np.ndarray:
+    """True labels int64 [N], -1 where there is none."""
+    truth = pa.concat_tables([context.truth.read_shard(shard.shard_id) for shard in context.shards])
+    rows = np.searchsorted(truth["uid"].to_numpy(), uids)
+    found = truth["true_label"].take(pa.array(rows))
+    if found.null_count == len(found):
+        raise ReferenceSetError(
+            f"no sample has the trusted field {context.config.truth_field!r}, from which references are to be drawn; "
+            "give --reference FILE, or --truth-field"
+        )
+    return found.fill_null(-1).to_numpy().astype(np.int64)

@@ -1,0 +1,302 @@
+"""One round of curation: probe, evidence, references, supporters, out-of-distribution, decisions (METHOD 1 to 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from safetensors.numpy import save as save_safetensors
+
+from trainref_ray import schemas
+from trainref_ray.config import Config
+from trainref_ray.distributed import curation
+from trainref_ray.distributed.context import Context, References
+from trainref_ray.distributed.curation import RoundStages
+from trainref_ray.distributed.stages import gather_rows, map_shards, unfinished
+from trainref_ray.distributed.supporter_pool import supporter_pool
+from trainref_ray.errors import ShardError
+from trainref_ray.method import augment, influence, ood, steps
+from trainref_ray.models.probe import fit_probe
+from trainref_ray.retrieval.index import SupporterIndex
+from trainref_ray.run import Stage
+from trainref_ray.schemas import check, to_matrix
+
+
+def round_stages(context: Context, model: Stage, round_: int) -> RoundStages:
+    """Where the tables of a round are; each stage's fingerprint covers those that it reads."""
+    embedded = context.stage("embeddings", round_, model.fingerprint, context.inventory.fingerprint)
+    probe = context.stage(
+        "probe", round_, embedded.fingerprint, context.data_digest(), context.references.digest, str(context.classes)
+    )
+    evidence = context.stage("evidence", round_, probe.fingerprint)
+    references = context.stage("references", round_, evidence.fingerprint)
+    supporters = context.stage("supporters", round_, references.fingerprint)
+    distributions = context.stage("distributions", round_, supporters.fingerprint)
+    transition = context.stage("transition", round_, distributions.fingerprint)
+    cut = context.stage("ood", round_, supporters.fingerprint)
+    decisions = context.stage("decisions", round_, transition.fingerprint, cut.fingerprint)
+    return RoundStages(
+        context.inventory,
+        embedded,
+        probe,
+        evidence,
+        references,
+        supporters,
+        distributions,
+        transition,
+        cut,
+        decisions,
+    )
+
+
+def curate_round(context: Context, stages: RoundStages) -> None:
+    """Every table of a round whose embeddings are there."""
+    config, classes = context.config, context.classes
+    _fit_probe(context, stages)
+    arguments: dict[str, Any] = {"stages": stages, "classes": classes}
+    _map(context, stages.evidence, schemas.evidence(classes), curation.evidence_table, arguments)
+    _augment(context, stages)
+    _find_supporters(context, stages)
+    arguments["config"] = config
+    _map(context, stages.distributions, schemas.distributions(classes), curation.distributions_table, arguments)
+    _sum_label_mass(context, stages)
+    _cut_ood(context, stages)
+    arguments = {"stages": stages, "config": config, "class_names": context.class_names, "names": context.names}
+    rows = {shard.shard_id: shard.rows or 0 for shard in context.shards}
+    map_shards(
+        stages.decisions,
+        context.shards,
+        rows,
+        schemas.DECISION,
+        curation.decisions_table,
+        arguments,
+        context.reporter,
+    )
+
+
+def _map(context: Context, stage: Stage, schema: pa.Schema, function: Any, arguments: dict[str, Any]) -> None:
+    map_shards(stage, context.shards, context.usable, schema, function, arguments, context.reporter)
+
+
+def _fit_probe(context: Context, stages: RoundStages) -> None:
+    stage, cluster = stages.probe, context.cluster
+    if stage.is_done():
+        context.reporter.reused("probe", stage.round, 1)
+        return
+    samples = context.samples(["uid", "label"])
+    with context.reporter.stage(
+        "probe", stage.round, shards=1, reused=0, items=samples.num_rows, unit="samples"
+    ) as progress:
+        options = {"num_gpus": 1} if cluster.gpus else {"num_cpus": min(1, cluster.cpus)}
+        fit = ray.remote(fit_probe_task).options(**options)
+        shard_ids = [shard.shard_id for shard in context.shards]
+        ray.get(
+            fit.remote(
+                stages,
+                shard_ids,
+                samples,
+                context.references,
+                context.config,
+                context.classes,
+                cluster.device,
+                cluster.train_threads,
+            )
+        )
+        stage.finish({})
+        progress.advance(samples.num_rows, shards=1)
+
+
+def _all_evidence(context: Context, stages: RoundStages) -> pa.Table:
+    return pa.concat_tables([stages.evidence.read_shard(shard.shard_id) for shard in context.shards]).combine_chunks()
+
+
+def _augment(context: Context, stages: RoundStages) -> None:
+    """Phase II: who joins the reference set (METHOD 2)."""
+    stage, settings = stages.references, context.config.augment
+    if stage.is_done():
+        context.reporter.reused("references", stage.round, 1)
+        return
+    with context.reporter.stage("references", stage.round, shards=1, reused=0, items=0, unit="references") as progress:
+        table = _all_evidence(context, stages)
+        uids, labels = table["uid"].to_numpy(), table["label"].to_numpy()
+        label_evidence, norms = table["label_evidence"].to_numpy(), table["evidence_norm"].to_numpy()
+        min_norm = augment.least_norm(norms, settings.min_norm)
+        is_given = np.isin(uids, context.references.uids)
+        others = np.flatnonzero(~is_given)
+        chosen = others[
+            augment.candidates(
+                uids[others],
+                labels[others],
+                label_evidence[others],
+                norms[others],
+                classes=context.classes,
+                delta=settings.delta,
+                min_norm=min_norm,
+                per_class=settings.per_class,
+            )
+        ]
+        rows = np.concatenate([np.flatnonzero(is_given), chosen])
+        rows = rows[np.argsort(uids[rows])]
+        members = pa.table(
+            {
+                "uid": uids[rows],
+                "label": labels[rows],
+                "given": is_given[rows],
+                "evidence": label_evidence[rows],
+                "sha256": gather_rows(context.inventory, uids[rows], ["sha256"])["sha256"],
+            }
+        )
+        vectors = _vectors(stages, uids[rows])
+        context.storage.write_table(stage.path("members.parquet"), check(members, schemas.REFERENCES, stage.folder))
+        context.storage.write_bytes(stage.path("vectors.safetensors"), save_safetensors({"vectors": vectors}))
+        stage.finish(
+            {
+                "members": len(rows),
+                "given": int(is_given.sum()),
+                "min_norm": min_norm,
+                "classes_left_short": augment.classes_left_short(labels[chosen], context.classes),
+            }
+        )
+        progress.advance(len(rows), shards=1)
+
+
+def _vectors(stages: RoundStages, uids: np.ndarray) -> np.ndarray:
+    """Embeddings float32 [n, D] by uid, unit norm."""
+    return influence.unit_rows(to_matrix(gather_rows(stages.embeddings, uids, ["embedding"])["embedding"]))
+
+
+def _find_supporters(context: Context, stages: RoundStages) -> None:
+    stage, settings = stages.supporters, context.config.resources
+    if not unfinished(stage, context.shards):
+        context.reporter.reused("supporters", stage.round, len(context.shards))
+        return
+    with supporter_pool(
+        context.storage,
+        _index_files(context, stages),
+        replicas=settings.index_replicas,
+        gpus=context.cluster.gpus,
+        timeout=settings.timeout,
+    ) as pool:
+        arguments = {"stages": stages, "config": context.config, "pool": pool}
+        _map(context, stage, schemas.supporters(context.config.vote.k), curation.supporters_table, arguments)
+
+
+def _index_files(context: Context, stages: RoundStages) -> list[tuple[str, str]]:
+    """One FAISS file for each index shard. Their number changes no result, so no fingerprint has it."""
+    members = curation.members(stages.references)
+    uids, vectors = members.uids, members.embeddings
+    count = min(context.config.resources.index_shards, len(uids))
+    return [
+        SupporterIndex.build(vectors[part::count], uids[part::count]).write(
+            context.storage, stages.references.path(f"index-{part}-of-{count}.faiss")
+        )
+        for part in range(count)
+    ]
+
+
+def _sum_label_mass(context: Context, stages: RoundStages) -> None:
+    """Which label each class is given how often, over all shards (METHOD 3)."""
+    stage = stages.transition
+    if stage.is_done():
+        context.reporter.reused("transition", stage.round, 1)
+        return
+    total = sum(context.usable[shard.shard_id] for shard in context.shards)
+    with context.reporter.stage("transition", stage.round, shards=1, reused=0, items=total, unit="samples") as progress:
+        mass = np.zeros((context.classes, context.classes))
+        for shard in context.shards:
+            mass += curation.label_mass(stages, shard.shard_id, context.config.vote.temperature)
+            progress.advance(context.usable[shard.shard_id])
+        context.storage.write_bytes(stage.path("transition.safetensors"), save_safetensors({"mass": mass}))
+        stage.finish({})
+        progress.advance(0, shards=1)
+
+
+def _cut_ood(context: Context, stages: RoundStages) -> None:
+    """Fit the Gaussian, and set the cut on samples that are left out of the fit (METHOD 4)."""
+    stage, settings = stages.ood, context.config.ood
+    if stage.is_done():
+        context.reporter.reused("ood", stage.round, 1)
+        return
+    with context.reporter.stage("ood", stage.round, shards=1, reused=0, items=0, unit="samples") as progress:
+        table = _all_evidence(context, stages)
+        uids, labels = table["uid"].to_numpy(), table["label"].to_numpy().astype(np.int64)
+        is_given = np.isin(uids, context.references.uids)
+        passes = augment.passes_bar(
+            table["label_evidence"].to_numpy(),
+            table["evidence_norm"].to_numpy(),
+            classes=context.classes,
+            delta=context.config.augment.delta,
+            min_norm=stages.references.facts()["min_norm"],
+        )
+        drawn, others = ood.draw_passing(
+            uids,
+            passes & ~is_given,
+            calibration=settings.calibration_samples,
+            fit=settings.fit_samples,
+            seed=context.config.seed,
+        )
+        fitted_on = np.sort(np.concatenate([np.flatnonzero(is_given), others]))
+        calibration = uids[np.sort(drawn)]
+        columns = ["supporter_uid", "supporter_similarity", "supporter_label"]
+        fitted = steps.fit_ood(
+            _vectors(stages, uids[fitted_on]),
+            labels[fitted_on],
+            _vectors(stages, calibration),
+            curation.read_supporters(gather_rows(stages.supporters, calibration, columns)),
+            score=settings.score,
+            classes=context.classes,
+            shrinkage=settings.shrinkage,
+            quantile=settings.quantile,
+        )
+        nothing = np.zeros((0, 0), np.float32)
+        gaussian = fitted.gaussian or ood.Gaussian(nothing, nothing)
+        content = {"means": gaussian.means, "precision": gaussian.precision}
+        context.storage.write_bytes(stage.path("gaussian.safetensors"), save_safetensors(content))
+        stage.finish({"cut": fitted.cut, "calibration_samples": len(drawn), "fit_samples": len(fitted_on)})
+        progress.advance(len(drawn) + len(fitted_on), shards=1)
+
+
+def fit_probe_task(
+    stages: RoundStages,
+    shard_ids: list[int],
+    samples: pa.Table,
+    references: References,
+    config: Config,
+    classes: int,
+    device: str,
+    threads: int,
+) -> None:
+    """Fit the linear head on all embeddings and keep the references' embeddings beside it; runs in one worker."""
+    import torch
+
+    torch.set_num_threads(threads)
+    storage, stage = stages.probe.storage, stages.probe
+    tables = [stages.embeddings.read_shard(shard_id, ["uid", "embedding"]) for shard_id in shard_ids]
+    uids = np.concatenate([table["uid"].to_numpy() for table in tables])
+    vectors = influence.unit_rows(np.concatenate([to_matrix(table["embedding"]) for table in tables]))
+    labels = samples["label"].to_numpy().astype(np.int64)
+    if not np.array_equal(uids, samples["uid"].to_numpy()):
+        raise ShardError(f"{stages.embeddings.folder}: rows differ from the inventory's usable samples")
+    rows = np.searchsorted(uids, references.uids)
+    labels[rows] = references.labels
+    settings = config.probe
+    probe = fit_probe(
+        vectors,
+        labels,
+        classes=classes,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        scale=settings.scale,
+        checkpoints=settings.checkpoints,
+        bias=settings.bias,
+        seed=config.seed,
+        device=device,
+    )
+    content = {"weight": probe.weight} | ({} if probe.bias is None else {"bias": probe.bias})
+    storage.write_bytes(stage.path("probe.safetensors"), save_safetensors(content))
+    given = {"uids": references.uids, "labels": references.labels, "embeddings": vectors[rows]}
+    storage.write_bytes(stage.path("given.safetensors"), save_safetensors(given))
