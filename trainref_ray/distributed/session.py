@@ -46,22 +46,33 @@ def connect(settings: ResourceSettings) -> Iterator[Cluster]:
     """Use the Ray of this job or process if there is one, else start a local one for as long as the context lasts.
 
     Raises:
-        ResourceError: GPUs are asked for and there is none, or fewer than the training workers need.
+        ResourceError: Ray cannot be reached or started, GPUs are asked for and there is none, or fewer than the
+            training workers need.
     """
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            address=settings.address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            include_dashboard=None if settings.address else False,
-        )
+        _start(settings.address)
     try:
         _quiet()
         yield plan_cluster(settings, ray.cluster_resources())
     finally:
         if started:
             ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            include_dashboard=None if address else False,
+        )
+    except Exception as error:  # Ray has no kind of its own for this: a plain Exception, or a ConnectionError
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ResourceError(
+            f"Ray cannot be {'reached at ' + address if address else 'started'}: {reason[0]}"
+        ) from error
 
 
 def plan_cluster(settings: ResourceSettings, available: dict[str, float]) -> Cluster:
