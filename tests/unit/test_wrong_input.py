@@ -44,6 +44,10 @@ CASES: dict[str, tuple[Case, str]] = {
     "no references": (lambda digits, folder: [], "--reference"),
     "unknown column": (lambda digits, folder: _references(folder, "key,label,mood\na,1,good\n"), "mood"),
     "label outside": (lambda digits, folder: _references(folder, "key,label\na,10\n"), "10"),
+    "class without a reference": (
+        lambda digits, folder: _references(folder, "key,label\n" + "".join(f"k{n},{n}\n" for n in range(9))),
+        "nine",
+    ),
     "both references": (
         lambda digits, folder: ["--reference-per-class", "1", *_references(folder, "key,label\na,1\n")],
         "not both",

@@ -84,8 +84,13 @@ def _name_samples(context: Context) -> None:
         counts.update(context.inventory.read_shard(shard.shard_id, ["key"])["key"].to_pylist())
     context.names = {
         "duplicated": {key for key, count in counts.items() if count > 1},
-        "shards": {shard.shard_id: PurePosixPath(shard.url).stem for shard in context.shards},
+        "shards": {shard.shard_id: _stem(shard.url) for shard in context.shards},
     }
+
+
+def _stem(url: str) -> str:
+    """The file's name without extension, and without the query that a URL may have."""
+    return PurePosixPath(url.partition("?")[0] if "://" in url else url).stem
 
 
 def choose_references(context: Context) -> None:

@@ -11,12 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import yaml
 
 from trainref_ray.config import Config
 from trainref_ray.data.prepare import prepare_digits
-from trainref_ray.data.reference import read_reference_csv
+from trainref_ray.data.reference import check_classes, read_reference_csv
 from trainref_ray.data.shards import ShardFile, check_end, resolve_shards
 from trainref_ray.distributed.context import Context, Inputs
 from trainref_ray.distributed.datasource import ShardRead
@@ -201,6 +202,9 @@ def find_inputs(config: Config, storage: Storage) -> Inputs:
         raise ReferenceSetError(f"{config.reference}: no references")
     if names is None and rows:
         names = [str(label) for label in range(max(label for _, label in rows) + 1)]
+    if names is not None and rows is not None:
+        labels = np.array([label for _, label in rows], np.int64)
+        check_classes(labels, names, allow_missing=config.allow_missing_classes)
     numbers = number_shards(storage, [*train, *test])
     shards = [_to_read(numbers, file) for file in train]
     if config.limit is not None:
@@ -218,10 +222,12 @@ def class_names(config: Config, shards: list[ShardFile]) -> list[str] | None:
     Raises:
         ConfigError: the file is missing or not a JSON list of different strings.
     """
-    folder = shards[0].url.rsplit("/", 1)[0]
-    location = config.classes or f"{folder}/classes.json"
-    home = Storage(location.rsplit("/", 1)[0] if "/" in location else str(Path.cwd()))
-    name = location.rsplit("/", 1)[-1]
+    location = config.classes or shards[0].url
+    address, mark, query = location.partition("?") if "://" in location else (location, "", "")
+    folder, _, name = address.rpartition("/")
+    home = Storage((folder or str(Path.cwd())) + mark + query)
+    name = name if config.classes else "classes.json"
+    location = home.location(name)
     if not home.exists(name):
         if config.classes:
             raise ConfigError(f"classes file {config.classes!r} does not exist")
