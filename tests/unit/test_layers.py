@@ -22,6 +22,7 @@ LAYERS = {
     "method": 3,
     "retrieval": 3,
     "training": 3,
+    "baselines": 3,
     "evaluate": 3,
     "run": 4,
     "tracking": 4,
@@ -34,6 +35,8 @@ LAYERS = {
 SIBLINGS = {
     ("training", "models"),
     ("models", "data"),
+    ("baselines", "models"),
+    ("baselines", "training"),
     ("arrays", "method"),
     ("arrays", "models"),
     ("arrays", "retrieval"),

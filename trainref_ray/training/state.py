@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -101,3 +102,31 @@ def load_state(folder: str | Path) -> TrainState:
             raise ValueError(f"{Path(folder) / name} holds an unknown tensor {key!r}")
         parts[part][tensor] = value
     return TrainState(epoch, parts["model"], parts["optimizer"], parts["best"] if has_best else None, history)
+
+
+def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, which later steps of the training leave alone."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors, named `<parameter number>.<name>`, as `TrainState.optimizer` holds them."""
+    return {
+        f"{number}.{name}": value
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if value is not None  # SGD without momentum keeps an empty buffer
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put `optimizer_tensors` back, each laid out in memory as its parameter: the fused arithmetic of another layout
+    may round differently."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        like = parameters[int(number)]
+        laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value.clone()
+        state.setdefault(int(number), {})[name] = laid_out
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
