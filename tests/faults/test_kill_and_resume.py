@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,7 +86,8 @@ def test_tables_equal_those_of_an_undisturbed_run(killed: tuple[Path, str], tiny
 
 def test_the_last_start_goes_on_from_the_last_epoch(killed: tuple[Path, str]) -> None:
     assert "resuming: pretrain: done before" in killed[1]
-    assert "resuming: round 1 finetune: 1 of 2 epochs done" in killed[1]
+    # a worker lives a moment longer than its driver, and may have written one more epoch, or the model
+    assert re.search("resuming: round 1 finetune: ([12] of 2 epochs done|done before)", killed[1]), killed[1]
 
 
 def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path: Path) -> None:

@@ -19,7 +19,15 @@ from torch.nn import functional
 
 from trainref_ray.models.backbones import Classifier, predict
 from trainref_ray.training.objectives import soft_cross_entropy
-from trainref_ray.training.state import EpochReport, TrainState, load_state, save_state
+from trainref_ray.training.state import (
+    EpochReport,
+    TrainState,
+    load_state,
+    on_cpu,
+    optimizer_tensors,
+    restore_optimizer,
+    save_state,
+)
 from trainref_ray.training.transforms import mixup, randaugment, random_crop, random_flip
 
 __all__ = [
@@ -154,7 +162,7 @@ def train(
         state = TrainState(0, {}, {})
     else:
         core.load_state_dict(state.model)
-        _restore(optimizer, state.optimizer)
+        restore_optimizer(optimizer, state.optimizer)
     devices = [plan.device] if torch.device(plan.device).type == "cuda" else []
     for epoch in range(state.epoch, plan.epochs):
         started = time.perf_counter()
@@ -262,33 +270,12 @@ def _validate(
 def _next_state(
     before: TrainState, core: Classifier, optimizer: torch.optim.Optimizer, report: EpochReport, plan: TrainPlan
 ) -> TrainState:
-    model = _on_cpu(core.state_dict())
+    model = on_cpu(core.state_dict())
     best = before.best
     loss = report.validation_loss
     if plan.keep_best and loss is not None:
         earlier = [past.validation_loss for past in before.history if past.validation_loss is not None]
         if not earlier or loss < min(earlier):
             best = model
-    tensors = {
-        f"{number}.{name}": value
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    return TrainState(report.epoch + 1, model, _on_cpu(tensors), best, [*before.history, report])
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-
-
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put the optimiser's tensors back, each laid out in memory as its parameter: the fused arithmetic of another
-    layout may round differently."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        like = parameters[int(number)]
-        laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value.clone()
-        state.setdefault(int(number), {})[name] = laid_out
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    tensors = on_cpu(optimizer_tensors(optimizer))
+    return TrainState(report.epoch + 1, model, tensors, best, [*before.history, report])
