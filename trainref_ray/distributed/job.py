@@ -24,6 +24,7 @@ from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.limit import first_samples
 from trainref_ray.distributed.pipeline import Pipeline
 from trainref_ray.distributed.session import connect
+from trainref_ray.distributed.trainer import SCRATCH
 from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError
 from trainref_ray.models.backbones import check_backbone
 from trainref_ray.progress import Reporter
@@ -108,6 +109,7 @@ def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
     """Summary, report, model and tracking of a curation whose tables are complete."""
     context = pipeline.context
     storage, reporter = context.storage, context.reporter
+    storage.remove(SCRATCH)  # an earlier start that was killed may have left it
     storage.write_json("stages.json", stage_list(pipeline))
     summary = summarise(load_run(storage.root), [record.as_dict() for record in reporter.records])
     storage.write_json("summary.json", summary)
