@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 UV = $$(command -v uv || echo .uv/bin/uv)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test check format lock clean
+.PHONY: setup demo test test-multinode check format lock clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,11 @@ demo: setup
 	$(BIN)/python jobs/curate_webvision.py
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not multinode"
+
+# Three nodes on one machine, on S3: minutes that go into starting processes.
+test-multinode: setup
+	$(BIN)/python -m pytest -m multinode
 
 check: setup
 	$(BIN)/ruff check trainref_ray jobs tests

@@ -18,10 +18,9 @@ from conftest import ROOT, TINY
 from trainref_ray import load_run
 from trainref_ray.results import CurationRun
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 MOMENTS = (
-    "inventory/inventory-*/done/*.json",
     "round-0/pretrain-*/states/latest.json",
     "round-1/embeddings-*/done/*.json",
     "round-1/decisions-*/done/*.json",
