@@ -121,8 +121,8 @@ SHORT = DiscPlan(
 Digits (8 px, 40 % flipped, 30 passes an image, seeds 10 to 12, last epoch): test accuracy 98.3, 97.5 and 96.5 %; the
 published settings squeezed into the budget 94.3, 94.8 and 94.0, cross-entropy 91.2, 93.2 and 89.5, Mixup 97.5, 96.5 and
 94.8. CIFAR-10 (5,000 images, sym:0.4, `cnn_small`, one seed, settings compared by test accuracy on it): at 60 passes a
-rate of 0.01 with a threshold momentum of 0.95 gave 61.8 %, 0.02 with 0.99 60.2, cross-entropy 51.0; at 40 passes 56.0 to
-56.2, cross-entropy 56.5. The pair that was best there has not been tried on digits."""
+rate of 0.01 with a threshold momentum of 0.95 gave 61.8 %, 0.02 with 0.99 60.2, cross-entropy 51.0; at 40 passes 56.0
+to 56.2, cross-entropy 56.5. The pair that was best there has not been tried on digits."""
 
 
 def published_plan(noise_rate: float, *, asymmetric: bool = False) -> DiscPlan:
