@@ -48,6 +48,10 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda digits, folder: _references(folder, "key,label\n" + "".join(f"k{n},{n}\n" for n in range(9))),
         "nine",
     ),
+    "key in no shard": (
+        lambda digits, folder: _references(folder, "key,label\n" + "".join(f"digit-9{n:03d},{n}\n" for n in range(10))),
+        "10 of 10 reference keys are no usable sample: 'digit-9000'",
+    ),
     "both references": (
         lambda digits, folder: ["--reference-per-class", "1", *_references(folder, "key,label\na,1\n")],
         "not both",

@@ -6,8 +6,9 @@ import fnmatch
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, BinaryIO
@@ -134,13 +135,19 @@ def check_end(url: str, size: int) -> str | None:
 
 def count_samples(url: str, *, stop_after: int | None = None) -> int:
     """Rows that `iter_raw_samples` gives of a shard, at most `stop_after`; nothing is held in memory."""
+    return sum(1 for _ in sample_keys(url, stop_after=stop_after))
+
+
+def shard_name(url: str) -> str:
+    """The file's name without extension, and without the query that a URL may have."""
+    return PurePosixPath(url.partition("?")[0] if "://" in url else url).stem
+
+
+def sample_keys(url: str, *, stop_after: int | None = None) -> Iterator[str]:
+    """Keys of a shard's samples in its order, at most `stop_after`; of the members the headers alone are kept."""
     with open_shard(url) as stream:
-        count = 0
-        for _ in iter_raw_samples(stream, max_bytes=0):
-            count += 1
-            if count == stop_after:
-                break
-        return count
+        for raw in islice(iter_raw_samples(stream, max_bytes=0), stop_after):
+            yield raw.key
 
 
 class ShardWriter:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import ray
 
 from trainref_ray.data.reference import check_classes, draw_references, match_keys, write_reference_csv
+from trainref_ray.data.shards import shard_name
 from trainref_ray.distributed.context import Context, References
 from trainref_ray.distributed.curation import display_names
 from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead
@@ -84,13 +84,8 @@ def _name_samples(context: Context) -> None:
         counts.update(context.inventory.read_shard(shard.shard_id, ["key"])["key"].to_pylist())
     context.names = {
         "duplicated": {key for key, count in counts.items() if count > 1},
-        "shards": {shard.shard_id: _stem(shard.url) for shard in context.shards},
+        "shards": {shard.shard_id: shard_name(shard.url) for shard in context.shards},
     }
-
-
-def _stem(url: str) -> str:
-    """The file's name without extension, and without the query that a URL may have."""
-    return PurePosixPath(url.partition("?")[0] if "://" in url else url).stem
 
 
 def choose_references(context: Context) -> None:

@@ -17,8 +17,8 @@ import yaml
 
 from trainref_ray.config import Config
 from trainref_ray.data.prepare import prepare_digits
-from trainref_ray.data.reference import check_classes, read_reference_csv
-from trainref_ray.data.shards import ShardFile, check_end, resolve_shards
+from trainref_ray.data.reference import check_classes, match_keys, read_reference_csv
+from trainref_ray.data.shards import ShardFile, check_end, resolve_shards, sample_keys, shard_name
 from trainref_ray.distributed.context import Context, Inputs
 from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.limit import first_samples
@@ -36,6 +36,8 @@ from trainref_ray.schemas import INVENTORY
 from trainref_ray.tracking import Tracker
 
 SAMPLE_SCHEME = "sample:"
+KEY_SCAN_BYTES = 2 * 2**30
+"""Most bytes of tars that the driver reads to find the references' keys: seconds on a disk, a minute from a store."""
 PACKAGES = ("trainref-ray", "ray", "torch", "torchvision", "faiss-gpu", "faiss-cpu", "mlflow", "numpy", "pyarrow")
 
 
@@ -211,7 +213,29 @@ def find_inputs(config: Config, storage: Storage) -> Inputs:
     shards = [_to_read(numbers, file) for file in train]
     if config.limit is not None:
         shards = first_samples(shards, config.limit)
+    if rows is not None:
+        check_keys([key for key, _ in rows], shards)
     return Inputs(shards, [_to_read(numbers, file) for file in test], names, rows)
+
+
+def check_keys(keys: list[str], shards: list[ShardRead]) -> None:
+    """Refuse a reference that is in no shard before anything is started, if that costs seconds and not hours.
+
+    Of larger data it is told after the inventory, which reads the tars once in any case.
+
+    Raises:
+        ReferenceSetError: a key is in no shard; names it, with close matches.
+    """
+    if sum(shard.bytes for shard in shards) > KEY_SCAN_BYTES:
+        return
+    wanted, known = set(keys), set[str]()
+    for shard in shards:
+        name = shard_name(shard.url)
+        for key in sample_keys(shard.url, stop_after=shard.limit):
+            known |= {key} | ({f"{name}:{key}"} & wanted)
+        if wanted <= known:
+            return
+    match_keys(keys, sorted(known))
 
 
 def _to_read(numbers: dict[str, int], file: ShardFile) -> ShardRead:
