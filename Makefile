@@ -28,13 +28,13 @@ test-multinode: setup
 	$(BIN)/python -m pytest -m multinode
 
 check: setup
-	$(BIN)/ruff check trainref_ray jobs tests
-	$(BIN)/ruff format --check trainref_ray jobs tests
+	$(BIN)/ruff check trainref_ray jobs tests benchmarks
+	$(BIN)/ruff format --check trainref_ray jobs tests benchmarks
 	$(BIN)/mypy
 
 format: setup
-	$(BIN)/ruff check --fix trainref_ray jobs tests
-	$(BIN)/ruff format trainref_ray jobs tests
+	$(BIN)/ruff check --fix trainref_ray jobs tests benchmarks
+	$(BIN)/ruff format trainref_ray jobs tests benchmarks
 
 lock:
 	$(UV) pip compile --quiet --universal --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml --output-file requirements.lock

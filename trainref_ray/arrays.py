@@ -279,18 +279,11 @@ def _digests(duplicates_of: np.ndarray | None, count: int, given: int) -> np.nda
 
 def _fit_probe(inputs: _Inputs, settings: Config, seed: int) -> Probe:
     """The linear head on the noisy labels, the references with their trusted ones among them (METHOD 6)."""
-    options = settings.probe
     return fit_probe(
         np.concatenate([inputs.samples, inputs.references]),
         np.concatenate([inputs.labels, inputs.trusted]),
         classes=inputs.classes,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        scale=options.scale,
-        checkpoints=options.checkpoints,
-        bias=options.bias,
+        **settings.probe.model_dump(),
         seed=seed,
     )
 

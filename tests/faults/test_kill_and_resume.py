@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -18,46 +20,61 @@ from conftest import ROOT, TINY
 from trainref_ray import load_run
 from trainref_ray.results import CurationRun
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 MOMENTS = (
+    "inventory/inventory-*/done/*.json",
     "round-0/pretrain-*/states/latest.json",
     "round-1/embeddings-*/done/*.json",
     "round-1/decisions-*/done/*.json",
     "round-1/finetune-*/states/latest.json",
 )
 """Files whose appearance is the moment of the kill."""
+MANY_EPOCHS = 500
 NOTHING_NEW = 120
 """Seconds in which a file must appear, starting Ray's workers included."""
 
 
-def job(folder: Path) -> subprocess.Popen[str]:
-    """The curation as a process of its own, which uses the session's Ray."""
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+def job(folder: Path, *, own_ray: bool = False, epochs: int = TINY["pretrain"]["epochs"]) -> subprocess.Popen[str]:
+    """The curation as a process of its own, leader of its group, on the session's Ray or on one that it starts."""
+    settings = TINY | {"pretrain": TINY["pretrain"] | {"epochs": epochs}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "jobs/curate_webvision.py", "--preset", str(folder / "tiny.yaml")]
-    options = ["--out", str(folder / "run"), "--resources.address", address]
+    options = ["--out", str(folder / "run"), *([] if own_ray else ["--resources.address", address])]
     return subprocess.Popen(
         [*command, *options],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
 
 
-def stop_at(folder: Path, pattern: str, number: signal.Signals) -> tuple[int, str]:
-    """Start the job and send it a signal as soon as a file matches that was not there; its exit code and output."""
-    process = job(folder)
+def stop_at(process: subprocess.Popen[str], folder: Path, pattern: str, number: signal.Signals) -> tuple[int, str]:
+    """Send the job's group a signal as soon as a file matches that was not there; its exit code and output."""
     before = set((folder / "run").glob(pattern))
     deadline = time.monotonic() + NOTHING_NEW
     while not set((folder / "run").glob(pattern)) - before and process.poll() is None:
         assert time.monotonic() < deadline, f"{pattern} did not appear"
         time.sleep(0.02)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     return process.returncode, output
+
+
+def first_epoch(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Epochs that the pre-training has written, and what its first one did, its seconds included."""
+    while True:
+        [states] = (folder / "run").glob("round-0/pretrain-*/states")
+        latest = json.loads((states / "latest.json").read_text())
+        try:
+            state = json.loads((states / latest["state"] / "state.json").read_text())
+        except FileNotFoundError:  # the next epoch has just taken its place
+            continue
+        return latest["epochs"], state["history"][0]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +82,7 @@ def killed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """The run folder after all kills and a last start, and what the last start printed."""
     folder = tmp_path_factory.mktemp("killed")
     for moment in MOMENTS:
-        code, output = stop_at(folder, moment, signal.SIGKILL)
+        code, output = stop_at(job(folder), folder, moment, signal.SIGKILL)
         assert code == -signal.SIGKILL, output
     process = job(folder)
     output, _ = process.communicate(timeout=240)
@@ -90,21 +107,31 @@ def test_the_last_start_goes_on_from_the_last_epoch(killed: tuple[Path, str]) ->
 
 
 def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path: Path) -> None:
-    code, output = stop_at(tmp_path, "round-0/pretrain-*/states/latest.json", signal.SIGINT)
+    # so many epochs that none but the interrupt ends them; a terminal sends it to the whole group, Ray's own included
+    first = job(tmp_path, own_ray=True, epochs=MANY_EPOCHS)
+    code, output = stop_at(first, tmp_path, "round-0/pretrain-*/states/latest.json", signal.SIGINT)
     assert code == 130
     assert output.strip().splitlines()[-1] == "interrupted; start again with the same --out to go on"
     assert "Traceback" not in output
     assert not (tmp_path / "run" / "lock.json").exists()
-    process = job(tmp_path)
+    process = job(tmp_path, epochs=MANY_EPOCHS)
     lines = []
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
-        if "of 3 epochs done" in line:
+        if "epochs done" in line:
             break
+    done, epoch = first_epoch(tmp_path)
+    deadline = time.monotonic() + NOTHING_NEW
+    while first_epoch(tmp_path)[0] == done:
+        assert time.monotonic() < deadline, "no further epoch"
+        time.sleep(0.02)
+    assert first_epoch(tmp_path)[1] == epoch, "it began anew: the first epoch took another time"
     process.kill()
     process.wait(timeout=30)
-    assert "resuming: pretrain: " in lines[-1], "".join(lines)
+    found = re.fullmatch(rf"resuming: pretrain: (\d+) of {MANY_EPOCHS} epochs done\n", lines[-1])
+    assert found, "".join(lines)
+    assert 1 <= int(found[1]) < MANY_EPOCHS
 
 
 def test_a_second_job_on_the_folder_is_refused(local_ray: None, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
         settings=make_config(TINY),
     )
     others = decisions.filter(pa.array(~is_reference))
-    # the probe sees the same samples in another order, and its last digits reach the sums
-    assert np.abs(result.label_quality - others["label_quality"].to_numpy()).max() < 0.15
-    assert (result.best_class == others["best_class"].to_numpy()).mean() > 0.97
-    assert (result.decision == np.array(others["decision"].to_pylist())).mean() > 0.9
+    # the probe sees the samples in another order, and the cut is set on other ones: measured 0.033, 0.998 and 0.951
+    assert np.abs(result.label_quality - others["label_quality"].to_numpy()).max() < 0.05
+    assert (result.best_class == others["best_class"].to_numpy()).mean() > 0.99
+    assert (result.decision == np.array(others["decision"].to_pylist())).mean() > 0.94

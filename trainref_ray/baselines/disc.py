@@ -24,15 +24,14 @@ from torch.nn import functional
 from trainref_ray.baselines.objectives import supervised_loss
 from trainref_ray.baselines.results import RivalResult
 from trainref_ray.baselines.selection import CLEAN, HARD, LEFT_OUT, select, updated_threshold
-from trainref_ray.models.backbones import Classifier, predict
-from trainref_ray.training.loop import learning_rate_share
+from trainref_ray.models.backbones import Classifier
+from trainref_ray.training.loop import learning_rate_share, validate
 from trainref_ray.training.objectives import soft_cross_entropy
 from trainref_ray.training.state import (
     EpochReport,
     TrainState,
     load_state,
-    on_cpu,
-    optimizer_tensors,
+    next_state,
     restore_optimizer,
     save_state,
 )
@@ -270,9 +269,9 @@ def train_disc(
         with torch.random.fork_rng(devices):
             torch.manual_seed(_seed(plan, epoch))  # dropout and stochastic depth inside the model
             loss, images, memory = _run_epoch(model, optimizer, pixels, given, state, plan)
-        validation_loss, accuracy = _validate(model, validation, plan)
+        validation_loss, accuracy = validate(model, validation, device=plan.device, bf16=plan.bf16)
         report = EpochReport(epoch, loss, validation_loss, accuracy, time.perf_counter() - started, images)
-        state = DiscState(_next_training(state.training, model, optimizer, report, plan), memory)
+        state = DiscState(next_state(state.training, model, optimizer, report, keep_best=plan.keep_best), memory)
         if on_epoch is not None:
             on_epoch(report, state)
     return state
@@ -461,28 +460,3 @@ def _next_memory(before: Memory, weak: Tensor, strong: Tensor, given: Tensor, pl
         selection.subset,
         selection.labels,
     )
-
-
-def _validate(
-    model: Classifier, validation: tuple[np.ndarray, np.ndarray] | None, plan: DiscPlan
-) -> tuple[float | None, float | None]:
-    """Negative log-likelihood and accuracy on the validation images, None without any."""
-    if validation is None or len(validation[0]) == 0:
-        return None, None
-    pixels, labels = validation
-    _, logits = predict(model, pixels, device=plan.device, bf16=plan.bf16)
-    loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int64)))
-    return float(loss), float((logits.argmax(axis=1) == labels).mean())
-
-
-def _next_training(
-    before: TrainState, model: Classifier, optimizer: torch.optim.Optimizer, report: EpochReport, plan: DiscPlan
-) -> TrainState:
-    weights = on_cpu(model.state_dict())
-    best = before.best
-    if plan.keep_best and report.validation_loss is not None:
-        earlier = [past.validation_loss for past in before.history if past.validation_loss is not None]
-        if not earlier or report.validation_loss < min(earlier):
-            best = weights
-    optimizer_state = on_cpu(optimizer_tensors(optimizer))
-    return TrainState(report.epoch + 1, weights, optimizer_state, best, [*before.history, report])

@@ -281,21 +281,8 @@ def fit_probe_task(
         raise ShardError(f"{stages.embeddings.folder}: rows differ from the inventory's usable samples")
     rows = np.searchsorted(uids, references.uids)
     labels[rows] = references.labels
-    settings = config.probe
-    probe = fit_probe(
-        vectors,
-        labels,
-        classes=classes,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        scale=settings.scale,
-        checkpoints=settings.checkpoints,
-        bias=settings.bias,
-        seed=config.seed,
-        device=device,
-    )
+    options = config.probe.model_dump()
+    probe = fit_probe(vectors, labels, classes=classes, **options, seed=config.seed, device=device)
     content = {"weight": probe.weight} | ({} if probe.bias is None else {"bias": probe.bias})
     storage.write_bytes(stage.path("probe.safetensors"), save_safetensors(content))
     given = {"uids": references.uids, "labels": references.labels, "embeddings": vectors[rows]}

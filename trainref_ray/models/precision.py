@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 CPU_FEATURES = {"avx512_bf16", "amx_bf16"}
-"""Instructions without which bfloat16 is emulated and slower. With avx512_bf16 `cnn_small` at 32 px trains 1.7 times as
-fast (4,650 and 2,790 images a second on two cores)."""
+"""Instructions without which bfloat16 is emulated and slower. With avx512_bf16 `cnn_small` at 32 px trains 1.6 times as
+fast (benchmarks/results/precision.md)."""
 
 
 @cache

@@ -23,8 +23,7 @@ from trainref_ray.training.state import (
     EpochReport,
     TrainState,
     load_state,
-    on_cpu,
-    optimizer_tensors,
+    next_state,
     restore_optimizer,
     save_state,
 )
@@ -41,6 +40,7 @@ __all__ = [
     "save_state",
     "steps_per_epoch",
     "train",
+    "validate",
 ]
 
 Batch = tuple[Tensor, Tensor]
@@ -169,10 +169,10 @@ def train(
         with torch.random.fork_rng(devices):
             torch.manual_seed(_seed(plan, epoch))  # dropout and stochastic depth inside the model
             train_loss, images = _run_epoch(model, core, optimizer, batches(epoch), plan, epoch)
-        validation_loss, accuracy = _validate(core, validation, plan)
+        validation_loss, accuracy = validate(core, validation, device=plan.device, bf16=plan.bf16)
         seconds = time.perf_counter() - started
         report = EpochReport(epoch, train_loss, validation_loss, accuracy, seconds, images * plan.world_size)
-        state = _next_state(state, core, optimizer, report, plan)
+        state = next_state(state, core, optimizer, report, keep_best=plan.keep_best)
         if on_epoch is not None:
             on_epoch(report, state)
     return state
@@ -255,27 +255,20 @@ def _views(
     return images, targets
 
 
-def _validate(
-    core: Classifier, validation: tuple[np.ndarray, np.ndarray] | None, plan: TrainPlan
+def validate(
+    model: Classifier, validation: tuple[np.ndarray, np.ndarray] | None, *, device: str, bf16: bool
 ) -> tuple[float | None, float | None]:
-    """Negative log-likelihood and accuracy on the validation images, None without any."""
+    """Negative log-likelihood and accuracy on held-out references, None without any.
+
+    Args:
+        model: a classifier; it is moved to `device` and left in evaluation mode.
+        validation: uint8 [R, S', S', 3] and int [R].
+        device: where to compute.
+        bf16: see `predict`.
+    """
     if validation is None or len(validation[0]) == 0:
         return None, None
     pixels, labels = validation
-    _, logits = predict(core, pixels, device=plan.device, bf16=plan.bf16)
+    _, logits = predict(model, pixels, device=device, bf16=bf16)
     loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int64)))
     return float(loss), float((logits.argmax(axis=1) == labels).mean())
-
-
-def _next_state(
-    before: TrainState, core: Classifier, optimizer: torch.optim.Optimizer, report: EpochReport, plan: TrainPlan
-) -> TrainState:
-    model = on_cpu(core.state_dict())
-    best = before.best
-    loss = report.validation_loss
-    if plan.keep_best and loss is not None:
-        earlier = [past.validation_loss for past in before.history if past.validation_loss is not None]
-        if not earlier or loss < min(earlier):
-            best = model
-    tensors = on_cpu(optimizer_tensors(optimizer))
-    return TrainState(report.epoch + 1, model, tensors, best, [*before.history, report])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 DESCRIPTION = "state.json"
 """Written last: it names the file of tensors that belongs to it."""
@@ -130,3 +130,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value.clone()
         state.setdefault(int(number), {})[name] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def next_state(
+    before: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, report: EpochReport, *, keep_best: bool
+) -> TrainState:
+    """The state after an epoch, its tensors copied. With `keep_best` the weights of the epoch with the lowest
+    validation loss are kept beside them, the earlier one of equals."""
+    weights, best = on_cpu(model.state_dict()), before.best
+    if keep_best and report.validation_loss is not None:
+        earlier = [past.validation_loss for past in before.history if past.validation_loss is not None]
+        if not earlier or report.validation_loss < min(earlier):
+            best = weights
+    tensors = on_cpu(optimizer_tensors(optimizer))
+    return TrainState(report.epoch + 1, weights, tensors, best, [*before.history, report])
