@@ -38,8 +38,8 @@ class CnnSmall(nn.Module):
     From 16 px on four stages of 32, 64, 128 and 256 channels, the map halved down to 2 px: on CIFAR-10 (10,000 images,
     40 % human noise, 12 epochs) this reached 65.4 % test accuracy, residual and wider variants at 1.5 times the cost
     63.8 to 64.6 %. Below 16 px three stages, the map halved down to 4 px: on 8 px digits (40 % noise, 15 epochs) as
-    accurate as four (95.8 and 95.7 %, five seeds of a prototype), and its 128 features find foreign images better (AUROC
-    0.999 and 0.983 by one Gaussian a class).
+    accurate as four (95.8 and 95.7 %, five seeds of a prototype), and its 128 features find foreign images better
+    (AUROC 0.999 and 0.983 by one Gaussian a class).
     """
 
     def __init__(self, image_size: int) -> None:
