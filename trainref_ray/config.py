@@ -256,6 +256,9 @@ class Config(Settings):
     """Field with the true label, -1 = of no class; read by the choice of references and by evaluation alone."""
     classes: str | None = None
     """JSON list of class names; by default classes.json beside the shards."""
+    noise: str = "none"
+    """For experiments on clean labels: sym:R, symflip:R or asym:R replaces the share R of the training labels by others
+    (METHOD 7). The trusted field is taken as clean where there is one, else the given label."""
     resume: bool = True
     """Go on with what the run folder holds; --no-resume removes its results first."""
     allow_missing_classes: bool = False
@@ -285,6 +288,7 @@ class Config(Settings):
 
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "inventory": ("label_field", "truth_field", "limit", "read", "classes"),
+    "noisy": ("seed", "noise"),
     "pretrain": ("seed", "backbone", "image_size", "model", "pretrain", "calibrate"),
     "embeddings": ("backbone", "image_size", "model"),
     "probe": ("seed", "probe"),

@@ -18,9 +18,15 @@ from trainref_ray.run import RUN_FILE, Stage, Storage
 
 @dataclass(frozen=True)
 class CurationRun:
-    """A run folder whose tables are complete."""
+    """A run folder whose tables are complete.
+
+    Attributes:
+        storage: the run folder.
+        tables: where its stages are: the same, or for a trial of a sweep the sweep's folder.
+    """
 
     storage: Storage
+    tables: Storage
 
     @property
     def path(self) -> str:
@@ -55,7 +61,7 @@ class CurationRun:
     def stage(self, name: str, round_: int | None = None) -> Stage:
         """A stage of a round (the last by default), e.g. `run.stage("probe")`."""
         number = self.rounds if round_ is None else round_
-        return Stage(self.storage, name, number, self.stages["rounds"][number - 1][name])
+        return Stage(self.tables, name, number, self.stages["rounds"][number - 1][name])
 
     def table(self, name: str, round_: int | None = None, columns: list[str] | None = None) -> pa.Table:
         """A table over all shards, by uid: embeddings, evidence, supporters or decisions."""
@@ -73,22 +79,25 @@ class CurationRun:
     def references(self, round_: int | None = None) -> pa.Table:
         """The references in use, given and added (`trainref_ray.schemas.REFERENCES`)."""
         stage = self.stage("references", round_)
-        return self.storage.read_table(stage.path("members.parquet"))
+        return self.tables.read_table(stage.path("members.parquet"))
 
-    def _by_shards(self, name: str, shards: list[int]) -> pa.Table | None:
-        stage = Stage(self.storage, name, 0, self.stages["inventory"])
+    def _by_shards(self, name: str, *, test: bool) -> pa.Table | None:
+        shards, noisy = self.stages["test_shards" if test else "shards"], self.stages.get("noisy")
+        stage = Stage(self.tables, name, 0, self.stages["inventory"])
+        if noisy is not None and not test:
+            stage = Stage(self.tables, "noisy" if name == "inventory" else name, 0, noisy)
         return pa.concat_tables([stage.read_shard(shard) for shard in shards]) if shards else None
 
     def samples(self, *, test: bool = False) -> pa.Table:
         """The inventory's rows of the training (or test) shards."""
-        table = self._by_shards("inventory", self.stages["test_shards" if test else "shards"])
+        table = self._by_shards("inventory", test=test)
         if table is None:
             raise ResumeError(f"{self.path}: this run has no test shards")
         return table
 
     def truth(self, *, test: bool = False) -> pa.Table:
         """True labels, null where unknown. For evaluation alone."""
-        table = self._by_shards("truth", self.stages["test_shards" if test else "shards"])
+        table = self._by_shards("truth", test=test)
         if table is None:
             raise ResumeError(f"{self.path}: this run has no test shards")
         return table
@@ -96,14 +105,14 @@ class CurationRun:
     def model_stage(self, index: int = -1) -> Stage:
         """Where a model is: 0 = pre-trained, -1 = the released one."""
         entry = self.stages["models"][index]
-        return Stage(self.storage, entry["name"], entry["round"], entry["fingerprint"])
+        return Stage(self.tables, entry["name"], entry["round"], entry["fingerprint"])
 
     def predictions(self, round_: int) -> pa.Table | None:
         """Logits of the test images under the model of a round, if there are test images."""
         fingerprint = self.stages["predictions"].get(str(round_))
         if fingerprint is None:
             return None
-        stage = Stage(self.storage, "predictions", round_, fingerprint)
+        stage = Stage(self.tables, "predictions", round_, fingerprint)
         return pa.concat_tables([stage.read_shard(shard) for shard in self.stages["test_shards"]])
 
     def model(self) -> Any:
@@ -131,4 +140,6 @@ def load_run(path: str) -> CurationRun:
         raise ResumeError(f"{path} holds no run: {RUN_FILE} is missing")
     if not storage.exists("stages.json"):
         raise ResumeError(f"{path}: this run has not finished its tables; start it again with the same --out")
-    return CurationRun(storage)
+    run = CurationRun(storage, storage)
+    store = run.stages.get("store")
+    return run if store is None else CurationRun(storage, storage.above(store))

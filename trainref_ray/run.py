@@ -12,7 +12,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,8 @@ from trainref_ray.stores import locate
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 """A lock of another machine that has not been renewed for this long is taken over: twelve missed heartbeats."""
+CLAIM_POLL_SECONDS = 0.2
+"""Between two looks whether a stage that another curation computes is free."""
 OBJECT_STORE_SETTLE_SECONDS = 2.0
 """Object stores have no exclusive create: the lock is written, and is ours if it is still ours after this."""
 
@@ -44,7 +47,8 @@ class Storage:
         """Whether the root is a path of this machine (or of a shared file system)."""
         return "://" not in self.root or self.root.startswith("file://")
 
-    def _resolve(self, path: str) -> tuple[pafs.FileSystem, str]:
+    def resolved(self, path: str) -> tuple[pafs.FileSystem, str]:
+        """The file system, and the path of `path` in it."""
         if self.is_local:
             return pafs.LocalFileSystem(), str(Path(self.root.removeprefix("file://")) / path)
         filesystem, base = locate(self.root)
@@ -53,35 +57,40 @@ class Storage:
     def location(self, path: str = "") -> str:
         """Full path or URL of `path`, for messages and for other libraries."""
         if self.is_local:
-            return self._resolve(path)[1]
+            return self.resolved(path)[1]
         base, mark, query = self.root.partition("?")
         return f"{base.rstrip('/')}/{path}".rstrip("/") + mark + query
 
+    def above(self, levels: int) -> Storage:
+        """The folder so many levels above the root."""
+        base, mark, query = self.root.partition("?") if "://" in self.root else (self.root, "", "")
+        return Storage("/".join(base.rstrip("/").split("/")[:-levels]) + mark + query)
+
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder at `path`."""
-        filesystem, full = self._resolve(path)
+        filesystem, full = self.resolved(path)
         return filesystem.get_file_info(full).type != pafs.FileType.NotFound
 
     def size(self, path: str) -> int | None:
         """Bytes of the file at `path`; None if there is none."""
-        filesystem, full = self._resolve(path)
+        filesystem, full = self.resolved(path)
         return filesystem.get_file_info(full).size
 
     def names(self, path: str) -> list[str]:
         """Sorted names of the files and folders in `path`; empty if there is no such folder."""
-        filesystem, full = self._resolve(path)
+        filesystem, full = self.resolved(path)
         entries = filesystem.get_file_info(pafs.FileSelector(full, allow_not_found=True))
         return sorted(entry.base_name for entry in entries)
 
     def read_bytes(self, path: str) -> bytes:
         """Content of a file."""
-        filesystem, full = self._resolve(path)
+        filesystem, full = self.resolved(path)
         with filesystem.open_input_stream(full) as stream:
             return stream.read()
 
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part."""
-        filesystem, full = self._resolve(path)
+        filesystem, full = self.resolved(path)
         if not self.is_local:
             with filesystem.open_output_stream(full) as stream:
                 stream.write(content)
@@ -128,7 +137,7 @@ class Storage:
 
     def remove(self, path: str) -> None:
         """Remove a file or folder, if there is one."""
-        filesystem, full = self._resolve(path)
+        filesystem, full = self.resolved(path)
         kind = filesystem.get_file_info(full).type
         if kind == pafs.FileType.Directory:
             filesystem.delete_dir(full)
@@ -201,7 +210,7 @@ class Stage:
 
 
 class RunLock:
-    """Keeps one job in a run folder: a file with the owner and a heartbeat.
+    """Keeps one job in a folder: a file with the owner and a heartbeat.
 
     A lock is taken over when its owner is dead: on the same machine when that process is gone, on another one when the
     heartbeat is older than `STALE_SECONDS`.
@@ -222,13 +231,38 @@ class RunLock:
         Raises:
             ResumeError: another job that is alive owns the run folder.
         """
+        if not self.take():
+            owner = self._read()
+            who = "has just taken" if owner is None else "is working in"
+            about = (
+                ""
+                if owner is None
+                else (
+                    f" (process {owner['pid']} on {owner['host']}, last sign of life "
+                    f"{max(0.0, time.time() - owner['heartbeat']):.0f} s ago)"
+                )
+            )
+            raise ResumeError(
+                f"{self.storage.location()}: another job {who} this run folder{about}; wait for it, or choose another "
+                "--out"
+            )
+        return self
+
+    def take(self) -> bool:
+        """Take the lock, unless somebody who is alive has it; says whether it is taken now.
+
+        Raises:
+            ResumeError: the folder cannot be written to.
+        """
         owner = self._read()
         if owner is not None:
-            self._refuse_if_alive(owner)
+            if _is_alive(owner):
+                return False
             self._discard(owner)
-        self._create()
+        if not self._create():
+            return False
         self._thread.start()
-        return self
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -264,21 +298,6 @@ class RunLock:
             "heartbeat": time.time(),
         }
 
-    def _refuse_if_alive(self, owner: dict[str, Any]) -> None:
-        if owner["host"] == socket.gethostname():
-            try:
-                alive = abs(psutil.Process(owner["pid"]).create_time() - owner["process_started"]) < 1.0
-            except psutil.NoSuchProcess:
-                alive = False
-        else:
-            alive = time.time() - owner["heartbeat"] < STALE_SECONDS
-        if alive:
-            raise ResumeError(
-                f"{self.storage.location()}: another job is working in this run folder (process {owner['pid']} on "
-                f"{owner['host']}, last sign of life {max(0.0, time.time() - owner['heartbeat']):.0f} s ago); "
-                "wait for it, or choose another --out"
-            )
-
     def _discard(self, owner: dict[str, Any]) -> None:
         """Remove a dead owner's lock; of several jobs that try, the rename lets one succeed."""
         if not self.storage.is_local:
@@ -292,7 +311,7 @@ class RunLock:
         except FileNotFoundError:
             pass
 
-    def _create(self) -> None:
+    def _create(self) -> bool:
         content = json.dumps(self._content()).encode()
         if self.storage.is_local:
             path = Path(self.storage.location(self.PATH))
@@ -301,16 +320,15 @@ class RunLock:
                 with open(path, "xb") as file:
                     file.write(content)
             except FileExistsError:
-                raise ResumeError(f"{self.storage.location()}: another job has just taken this run folder") from None
-            return
+                return False
+            return True
         try:
             self.storage.write_bytes(self.PATH, content)
         except OSError as error:
             raise ResumeError(f"{self.storage.location()} cannot be written to: {error}") from None
         time.sleep(OBJECT_STORE_SETTLE_SECONDS)
         owner = self._read()
-        if owner is None or owner["token"] != self.token:
-            raise ResumeError(f"{self.storage.location()}: another job has just taken this run folder")
+        return owner is not None and owner["token"] == self.token
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
@@ -324,15 +342,42 @@ class RunLock:
                 continue  # the next beat tries again; eleven more may be missed
 
 
+def _is_alive(owner: dict[str, Any]) -> bool:
+    if owner["host"] != socket.gethostname():
+        return time.time() - owner["heartbeat"] < STALE_SECONDS
+    try:
+        return abs(psutil.Process(owner["pid"]).create_time() - owner["process_started"]) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def claimed(stages: Sequence[Stage]) -> Iterator[None]:
+    """Hold stages while they are computed; waits for as long as somebody who is alive holds one of them.
+
+    Everybody names stages in the order of the pipeline, so no two wait for each other.
+    """
+    with ExitStack() as held:
+        for stage in stages:
+            lock = RunLock(Storage(stage.storage.location(stage.folder)))
+            while not lock.take():
+                time.sleep(CLAIM_POLL_SECONDS)
+            held.callback(lock.__exit__, None, None, None)
+        yield
+
+
 RUN_FILE = "run.yaml"
+RESULTS = ("inventory", "model", "report", "summary.json", "trials", "sweep.json", "best.yaml")
+"""What `--no-resume` removes, besides the rounds."""
 
 
-def open_run(root: str, *, resume: bool) -> Storage:
+def open_run(root: str, *, resume: bool, mark: str = RUN_FILE) -> Storage:
     """The storage of a run folder that is new, empty, or holds a run.
 
     Args:
         root: path or URL.
         resume: false removes the results that are there (only from a folder that holds a run).
+        mark: the file that a folder with a run (or a sweep) has.
 
     Raises:
         ResumeError: the folder holds something else than a run, or cannot be reached.
@@ -340,19 +385,20 @@ def open_run(root: str, *, resume: bool) -> Storage:
     local = "://" not in root
     storage = Storage(str(Path(root).expanduser().absolute()) if local else root)  # workers have other working folders
     if storage.is_local and Path(storage.location()).is_file():
-        raise ResumeError(f"{storage.location()} is a file; --out must be a run folder, or a new or empty one")
+        raise ResumeError(f"{storage.location()} is a file; --out must be a folder")
     try:
         names = [name for name in storage.names("") if not name.startswith("lock.")]
     except OSError as error:
         raise ResumeError(f"{storage.location()} cannot be read: {error}") from None
-    if names and RUN_FILE not in names:
+    kind = mark.removesuffix(".yaml")
+    if names and mark not in names:
         shown = ", ".join(names[:3])
         raise ResumeError(
-            f"{storage.location()} holds something else than a run ({shown}); --out must be a run folder, "
-            "or a new or empty one"
+            f"{storage.location()} holds something else than a {kind} ({shown}); --out must be the folder of a "
+            f"{kind}, or a new or empty one"
         )
     if names and not resume:
         for name in names:
-            if name.startswith("round-") or name in ("inventory", "model", "report", "summary.json"):
+            if name.startswith("round-") or name in RESULTS:
                 storage.remove(name)
     return storage

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,7 @@ from trainref_ray.data.samples import SampleFormat
 from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.session import Cluster
 from trainref_ray.progress import Reporter
-from trainref_ray.run import Stage, Storage
+from trainref_ray.run import Stage, Storage, claimed
 from trainref_ray.schemas import OK, SHARD_BITS
 
 
@@ -50,18 +52,34 @@ def _no_references() -> References:
 
 @dataclass
 class Context:
-    """One curation in one run folder, on one Ray.
+    """One curation on one Ray.
 
-    `inventory`, `truth`, `usable` (usable samples of each shard), `names` (for people), `class_names` and `references`
-    are filled by `trainref_ray.distributed.inventory`.
+    Attributes:
+        config: all settings.
+        storage: where the stages are. The trials of a sweep share it.
+        home: where this curation's own files go; the run folder, which is also `storage`, or a trial's.
+        cluster: what the stages may use.
+        reporter: shows them.
+        inputs: what was found out before any worker started.
+        inventory: what the tars hold.
+        labelled: the inventory with the labels that the curation is given; the same stage but in experiments.
+        truth: true labels.
+        usable: usable samples of each shard.
+        names: for people, see `curation.display_names`.
+        class_names: of the classes 0 .. C-1.
+        references: the trusted set.
+
+    The last seven are filled by `trainref_ray.distributed.inventory`.
     """
 
     config: Config
     storage: Storage
+    home: Storage
     cluster: Cluster
     reporter: Reporter
     inputs: Inputs
     inventory: Stage = field(init=False)
+    labelled: Stage = field(init=False)
     truth: Stage = field(init=False)
     usable: dict[int, int] = field(default_factory=dict)
     names: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +100,26 @@ class Context:
         """A stage with the fingerprint of its settings and of what it reads."""
         return Stage(self.storage, name, round_, fingerprint(self.config, name, *upstream))
 
+    def once(self, stage: Stage, is_done: Callable[[], bool], shards: int, compute: Callable[[], None]) -> None:
+        """Compute a stage that is not done. Of several curations that want the same one, one computes, the others wait.
+
+        Args:
+            stage: what is computed.
+            is_done: looks whether it is.
+            shards: of the stage, for people.
+            compute: does it, and shows it.
+        """
+        if not is_done():
+            with self.claim(stage):
+                if not is_done():
+                    compute()
+                    return
+        self.reporter.reused(stage.name, stage.round, shards)
+
+    def claim(self, *stages: Stage) -> AbstractContextManager[None]:
+        """Keep other curations off these stages while they are computed. A run folder has one job, so no other."""
+        return nullcontext() if self.home == self.storage else claimed(stages)
+
     def format(self) -> SampleFormat:
         """How samples are read."""
         config, names = self.config, self.inputs.class_names
@@ -97,7 +135,7 @@ class Context:
 
     def samples(self, columns: list[str]) -> pa.Table:
         """Usable samples of the training shards, by uid."""
-        tables = [self.inventory.read_shard(shard.shard_id, [*columns, "status"]) for shard in self.shards]
+        tables = [self.labelled.read_shard(shard.shard_id, [*columns, "status"]) for shard in self.shards]
         table = pa.concat_tables(tables)
         return table.filter(pa.array(np.array(table["status"].to_pylist()) == OK)).select(columns)
 

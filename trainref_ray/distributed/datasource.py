@@ -58,6 +58,7 @@ class ReadPlan:
         whole_shards: one block a shard; for the inventory, which does not know yet how many rows make a shard.
         wanted: per shard, the only rows to yield; None for all.
         targets: the stage whose `soft_label` is read beside each tar, row by row; rows without one are left out.
+        labels: the stage whose `label` stands for the tar's own, row by row; None = the tar's.
     """
 
     format: SampleFormat
@@ -68,6 +69,7 @@ class ReadPlan:
     whole_shards: bool = False
     wanted: dict[int, frozenset[int]] | None = None
     targets: Stage | None = field(default=None)
+    labels: Stage | None = None
 
 
 class ShardDatasource(Datasource):
@@ -117,7 +119,8 @@ def read_blocks(shard: ShardRead, plan: ReadPlan) -> Iterator[pa.Table]:
         ShardError: the tar does not hold as many samples as the inventory counted.
         OSError: the storage failed; the engine starts the task again.
     """
-    targets = _targets(plan.targets, shard.shard_id) if plan.targets is not None else None
+    targets = _by_row(plan.targets, shard.shard_id, "soft_label") if plan.targets is not None else None
+    labels = _by_row(plan.labels, shard.shard_id, "label") if plan.labels is not None else None
     wanted = None if plan.wanted is None else plan.wanted[shard.shard_id]
     rows: list[Sample] = []
     count = 0
@@ -129,7 +132,7 @@ def read_blocks(shard: ShardRead, plan: ReadPlan) -> Iterator[pa.Table]:
                 continue
             if targets is not None and targets[sample.row] is None:
                 continue
-            rows.append(sample)
+            rows.append(sample if labels is None else replace(sample, label=labels[sample.row]))
             if len(rows) == BLOCK_ROWS and not plan.whole_shards:
                 yield _block(rows, shard, plan, targets)
                 rows = []
@@ -141,11 +144,11 @@ def read_blocks(shard: ShardRead, plan: ReadPlan) -> Iterator[pa.Table]:
         yield _block(rows, shard, plan, targets)
 
 
-def _targets(stage: Stage, shard_id: int) -> list[Any]:
-    """Soft labels by row of the tar, None where a sample is not to be trained on."""
-    table = stage.read_shard(shard_id, ["uid", "soft_label"])
+def _by_row(stage: Stage, shard_id: int, column: str) -> list[Any]:
+    """A column of a table with a row for every sample of the tar, in the tar's order."""
+    table = stage.read_shard(shard_id, ["uid", column])
     order = np.argsort(table["uid"].to_numpy())
-    return table["soft_label"].take(pa.array(order)).to_pylist()
+    return table[column].take(pa.array(order)).to_pylist()
 
 
 def _block(samples: list[Sample], shard: ShardRead, plan: ReadPlan, targets: list[Any] | None) -> pa.Table:

@@ -38,15 +38,24 @@ def apply_model(context: Context, model: Stage, outputs: Iterable[Output]) -> No
         model: the stage whose model the images go through.
         outputs: tables to make, of different shards.
     """
-    started: list[tuple[Output, list[ShardRead]]] = []
-    for output in outputs:
-        missing = unfinished(output.stage, output.shards)
-        if missing:
-            started.append((output, missing))
-        else:
-            context.reporter.reused(output.stage.name, output.stage.round, len(output.shards))
-    if not started:
+    wanted = [output for output in outputs if not _reused(context, output)]
+    if not wanted:
         return
+    with context.claim(*(output.stage for output in wanted)):
+        started = [(output, missing) for output in wanted if (missing := unfinished(output.stage, output.shards))]
+        if started:
+            _apply(context, model, started)
+
+
+def _reused(context: Context, output: Output) -> bool:
+    if unfinished(output.stage, output.shards):
+        return False
+    context.reporter.reused(output.stage.name, output.stage.round, len(output.shards))
+    return True
+
+
+def _apply(context: Context, model: Stage, started: list[tuple[Output, list[ShardRead]]]) -> None:
+    """Outputs with their missing shards."""
     width = context.storage.read_json(model.path("model/model.json"))["width"]
     full = [shard for _, missing in started for shard in missing if context.usable[shard.shard_id]]
     predicted = frozenset(shard.shard_id for output, missing in started if output.logits for shard in missing)

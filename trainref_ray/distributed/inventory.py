@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
+from trainref_ray.data.noise import inject
 from trainref_ray.data.reference import check_classes, draw_references, match_keys, write_reference_csv
 from trainref_ray.data.shards import shard_name
+from trainref_ray.data.sources.cifar import confusion_by_names
 from trainref_ray.distributed.context import Context, References
 from trainref_ray.distributed.curation import display_names
 from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead
@@ -18,6 +21,9 @@ from trainref_ray.distributed.stages import blocks_of, unfinished
 from trainref_ray.errors import ReferenceSetError, ShardError
 from trainref_ray.run import Stage
 from trainref_ray.schemas import OK, SAMPLES, SHARD_BITS, TRUTH, check
+
+UNLABELLED = -2
+"""Stands for "no label" in integer arrays; -1 is METHOD's "belongs to no class"."""
 
 
 def take_inventory(context: Context) -> None:
@@ -28,25 +34,15 @@ def take_inventory(context: Context) -> None:
     """
     context.inventory = context.stage("inventory", 0, ",".join(context.inputs.class_names or ()))
     context.truth = replace(context.inventory, name="truth")
-    inputs, reporter = context.inputs, context.reporter
+    context.labelled = context.inventory
+    inputs = context.inputs
     shards = [*inputs.shards, *inputs.test_shards]
-    missing = _to_read(context, shards)
-    if missing:
-        reused = len(shards) - len(missing)
-        with reporter.stage("inventory", 0, shards=len(shards), reused=reused, items=0) as progress:
-            plan = ReadPlan(
-                replace(context.format(), image_size=None), truth=True, usable_only=False, whole_shards=True
-            )
-            dataset = ray.data.read_datasource(ShardDatasource(missing, plan), override_num_blocks=len(missing))
-            waiting = {shard.shard_id: shard for shard in missing}
-            for table in blocks_of(dataset):
-                _write(context.inventory, context.truth, waiting.pop(table["uid"][0].as_py() >> SHARD_BITS), table)
-                progress.advance(table.num_rows, shards=1)
-            for shard in waiting.values():
-                empty = pa.schema([*SAMPLES, TRUTH.field("true_label")]).empty_table()
-                _write(context.inventory, context.truth, shard, empty)
-    else:
-        reporter.reused("inventory", 0, len(shards))
+    context.once(
+        context.inventory,
+        lambda: not _to_read(context, shards),
+        len(shards),
+        lambda: _read_tars(context, shards),
+    )
     markers = context.inventory.done_shards()
     context.usable = {shard.shard_id: markers[shard.shard_id]["ok"] for shard in shards}
     rows = {shard_id: marker["ok"] + marker["quarantined"] for shard_id, marker in markers.items()}
@@ -57,6 +53,70 @@ def take_inventory(context: Context) -> None:
         reason = errors[0].as_py() if len(errors) else "the shards are empty"
         raise ShardError(f"no usable sample in {len(inputs.shards)} shards; the first reason: {reason}")
     _name_samples(context)
+
+
+def _read_tars(context: Context, shards: list[ShardRead]) -> None:
+    missing = _to_read(context, shards)
+    plan = ReadPlan(replace(context.format(), image_size=None), truth=True, usable_only=False, whole_shards=True)
+    reused = len(shards) - len(missing)
+    with context.reporter.stage("inventory", 0, shards=len(shards), reused=reused, items=0) as progress:
+        dataset = ray.data.read_datasource(ShardDatasource(missing, plan), override_num_blocks=len(missing))
+        waiting = {shard.shard_id: shard for shard in missing}
+        for table in blocks_of(dataset):
+            _write(context.inventory, context.truth, waiting.pop(table["uid"][0].as_py() >> SHARD_BITS), table)
+            progress.advance(table.num_rows, shards=1)
+        for shard in waiting.values():
+            empty = pa.schema([*SAMPLES, TRUTH.field("true_label")]).empty_table()
+            _write(context.inventory, context.truth, shard, empty)
+
+
+def add_noise(context: Context) -> None:
+    """The labels that the curation is given: the shards' own, or for an experiment clean ones with known noise.
+
+    Images of no class keep the label they came with. Where the shards have no trusted field, the given labels are taken
+    as clean and become the truth that figures are computed from.
+
+    Raises:
+        ConfigError: the noise does not fit the classes.
+    """
+    if context.config.noise == "none":
+        return
+    stage = context.stage("noisy", 0, context.inventory.fingerprint, context.data_digest(), str(context.classes))
+    context.once(
+        stage, lambda: not unfinished(stage, context.shards), len(context.shards), lambda: _inject(context, stage)
+    )
+    context.labelled, context.truth = stage, replace(stage, name="truth")
+
+
+def _inject(context: Context, stage: Stage) -> None:
+    """Write the samples with noisy labels, and beside them the truth that these were made of."""
+    with context.reporter.stage(
+        stage.name,
+        0,
+        shards=len(context.shards),
+        reused=0,
+        items=sum(context.usable[s.shard_id] for s in context.shards),
+    ) as progress:
+        samples = pa.concat_tables([context.inventory.read_shard(shard.shard_id) for shard in context.shards])
+        known = pa.concat_tables([context.truth.read_shard(shard.shard_id) for shard in context.shards])["true_label"]
+        clean = pc.coalesce(known, samples["label"]).fill_null(UNLABELLED).to_numpy().astype(np.int64)
+        noisy = samples["label"].fill_null(UNLABELLED).to_numpy().astype(np.int64)
+        noisy[clean >= 0] = inject(
+            clean[clean >= 0],
+            context.classes,
+            context.config.noise,
+            context.config.seed,
+            confusion=confusion_by_names(context.class_names),
+        )
+        labels = pa.array(noisy, pa.int32(), mask=noisy == UNLABELLED)
+        samples = samples.set_column(samples.schema.get_field_index("label"), "label", labels)
+        truth = pa.table({"true_label": pa.array(clean, pa.int32(), mask=clean == UNLABELLED)})
+        written = samples.append_column("true_label", truth["true_label"])
+        shard_ids = samples["uid"].to_numpy() >> SHARD_BITS
+        for shard in context.shards:
+            rows = written.filter(pa.array(shard_ids == shard.shard_id)).combine_chunks()
+            _write(stage, replace(stage, name="truth"), shard, rows)
+            progress.advance(context.usable[shard.shard_id], shards=1)
 
 
 def _to_read(context: Context, shards: list[ShardRead]) -> list[ShardRead]:
@@ -112,14 +172,16 @@ def choose_references(context: Context) -> None:
     order = np.argsort(uids[rows])
     context.references = References(uids[rows][order], labels[order])
     chosen = [(keys[row], label) for row, label in zip(rows[order].tolist(), labels[order].tolist(), strict=True)]
-    context.storage.write_bytes("references.csv", write_reference_csv(chosen).encode())
+    context.home.write_bytes("references.csv", write_reference_csv(chosen).encode())
 
 
 def _trusted_field(context: Context, uids: np.ndarray) -> np.ndarray:
-    """True labels int64 [N], -1 where there is none."""
+    """True labels int64 [N], -1 where there is none. Labels that noise is yet to be put into are the true ones."""
     truth = pa.concat_tables([context.truth.read_shard(shard.shard_id) for shard in context.shards])
     rows = np.searchsorted(truth["uid"].to_numpy(), uids)
     found = truth["true_label"].take(pa.array(rows))
+    if found.null_count == len(found) and context.config.noise != "none":
+        return context.samples(["label"])["label"].to_numpy().astype(np.int64)
     if found.null_count == len(found):
         raise ReferenceSetError(
             f"no sample has the trusted field {context.config.truth_field!r}, from which references are to be drawn; "

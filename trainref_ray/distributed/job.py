@@ -64,7 +64,7 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
         storage.write_json("environment.json", environment())
         with tracked(config, storage, reporter) as starting, connect(config.resources) as cluster:
             tracker = None if starting is None else started(starting)
-            pipeline = Pipeline(Context(config, storage, cluster, reporter, inputs), lock)
+            pipeline = Pipeline(Context(config, storage, storage, cluster, reporter, inputs), lock.check)
             pipeline.run()
             finish(pipeline, tracker)
     return load_run(storage.root)
@@ -307,6 +307,7 @@ def stage_list(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "class_names": context.class_names,
         "inventory": context.inventory.fingerprint,
+        "noisy": None if context.labelled == context.inventory else context.labelled.fingerprint,
         "shards": [shard.shard_id for shard in context.shards],
         "test_shards": [shard.shard_id for shard in context.inputs.test_shards],
         "rounds": rounds,

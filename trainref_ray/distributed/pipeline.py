@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +13,11 @@ from trainref_ray.distributed.context import Context, References
 from trainref_ray.distributed.curation import RoundStages
 from trainref_ray.distributed.datasource import ReadPlan
 from trainref_ray.distributed.embedding import Output, apply_model
-from trainref_ray.distributed.inventory import choose_references, take_inventory
+from trainref_ray.distributed.inventory import add_noise, choose_references, take_inventory
 from trainref_ray.distributed.rounds import curate_round, round_stages
 from trainref_ray.distributed.trainer import HeldOut, TrainJob, run_training, save_held_out
 from trainref_ray.models.backbones import ModelSpec
-from trainref_ray.run import RunLock, Stage
+from trainref_ray.run import Stage
 
 
 @dataclass
@@ -25,14 +26,16 @@ class Pipeline:
 
     Attributes:
         context: what all stages need.
-        lock: of the run folder.
+        check: called between stages; raises when the job has lost its run folder.
+        on_round: called with the number of a round whose tables are complete.
         rounds: where the tables of each finished round are.
         models: the pre-trained model's stage, then each round's fine-tuned one's.
         predictions: logits of the test images, by the model's round.
     """
 
     context: Context
-    lock: RunLock
+    check: Callable[[], None]
+    on_round: Callable[[int], None] = lambda round_: None
     rounds: list[RoundStages] = field(default_factory=list)
     models: list[Stage] = field(default_factory=list)
     predictions: dict[int, Stage] = field(default_factory=dict)
@@ -41,17 +44,19 @@ class Pipeline:
         """Every stage, in order. What an earlier start finished is not done again."""
         take_inventory(self.context)
         choose_references(self.context)
+        add_noise(self.context)
         self._pretrain()
         for round_ in range(1, self.context.config.rounds + 1):
-            self.lock.check()
+            self.check()
             model = self.models[-1]
             stages = round_stages(self.context, model, round_)
             embedded = Output(stages.embeddings, self.context.shards, logits=False)
             apply_model(self.context, model, [embedded, *self._predictions(model)])
             curate_round(self.context, stages)
             self.rounds.append(stages)
+            self.on_round(round_)
             if self.context.config.finetune_model:
-                self.lock.check()
+                self.check()
                 self._finetune(round_)
         apply_model(self.context, self.models[-1], self._predictions(self.models[-1]))
 
@@ -69,13 +74,15 @@ class Pipeline:
         stage = context.stage(
             "pretrain",
             0,
-            context.inventory.fingerprint,
+            context.labelled.fingerprint,
             context.data_digest(),
             context.references.digest,
             str(context.classes),
         )
         rows = sum(context.usable[shard.shard_id] for shard in context.shards)
-        self._train(stage, context.config.pretrain, rows, ReadPlan(context.format(), pixels=True), start=None)
+        labels = None if context.labelled == context.inventory else context.labelled
+        plan = ReadPlan(context.format(), pixels=True, labels=labels)
+        self._train(stage, context.config.pretrain, rows, plan, start=None)
 
     def _finetune(self, round_: int) -> None:
         context, settings = self.context, self.context.config.finetune
@@ -94,9 +101,6 @@ class Pipeline:
         shards = tuple(shard for shard in context.shards if context.usable[shard.shard_id])
         rows -= len(held_out.uids)
         self.models.append(stage)
-        if stage.is_done():
-            context.reporter.reused(stage.name, stage.round, len(shards))
-            return
         job = TrainJob(
             stage=stage,
             shards=shards,
@@ -115,17 +119,17 @@ class Pipeline:
             workers=config.resources.train_workers,
             cache_bytes=config.resources.cache_bytes,
         )
-        with context.reporter.stage(
-            stage.name,
-            stage.round,
-            shards=len(shards),
-            reused=0,
-            items=rows * settings.epochs,
-            epochs=settings.epochs,
-        ) as progress:
-            if len(held_out.uids):
-                save_held_out(stage, self._held_out_images(held_out))
-            run_training(job, progress)
+
+        def compute() -> None:
+            items, epochs = rows * settings.epochs, settings.epochs
+            with context.reporter.stage(
+                stage.name, stage.round, shards=len(shards), reused=0, items=items, epochs=epochs
+            ) as progress:
+                if len(held_out.uids):
+                    save_held_out(stage, self._held_out_images(held_out))
+                run_training(job, context.home, progress)
+
+        context.once(stage, stage.is_done, len(shards), compute)
 
     def _held_out_images(self, held_out: References) -> HeldOut:
         images = self.context.read_images(held_out.uids, pixels=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,13 @@ def round_stages(context: Context, model: Stage, round_: int) -> RoundStages:
     """Where the tables of a round are; each stage's fingerprint covers those that it reads."""
     embedded = context.stage("embeddings", round_, model.fingerprint, context.inventory.fingerprint)
     probe = context.stage(
-        "probe", round_, embedded.fingerprint, context.data_digest(), context.references.digest, str(context.classes)
+        "probe",
+        round_,
+        embedded.fingerprint,
+        context.labelled.fingerprint,
+        context.data_digest(),
+        context.references.digest,
+        str(context.classes),
     )
     evidence = context.stage("evidence", round_, probe.fingerprint)
     references = context.stage("references", round_, evidence.fingerprint)
@@ -38,7 +45,7 @@ def round_stages(context: Context, model: Stage, round_: int) -> RoundStages:
     cut = context.stage("ood", round_, supporters.fingerprint)
     decisions = context.stage("decisions", round_, transition.fingerprint, cut.fingerprint)
     return RoundStages(
-        context.inventory,
+        context.labelled,
         embedded,
         probe,
         evidence,
@@ -53,38 +60,52 @@ def round_stages(context: Context, model: Stage, round_: int) -> RoundStages:
 
 def curate_round(context: Context, stages: RoundStages) -> None:
     """Every table of a round whose embeddings are there."""
-    config, classes = context.config, context.classes
-    _fit_probe(context, stages)
-    arguments: dict[str, Any] = {"stages": stages, "classes": classes}
-    _map(context, stages.evidence, schemas.evidence(classes), curation.evidence_table, arguments)
-    _augment(context, stages)
-    _find_supporters(context, stages)
-    arguments["config"] = config
-    _map(context, stages.distributions, schemas.distributions(classes), curation.distributions_table, arguments)
-    _sum_label_mass(context, stages)
-    _cut_ood(context, stages)
+    config, classes, usable = context.config, context.classes, context.usable
+    choose_members(context, stages)
+    _per_shard(context, stages.supporters, lambda: _find_supporters(context, stages))
+    arguments: dict[str, Any] = {"stages": stages, "classes": classes, "config": config}
+    schema = schemas.distributions(classes)
+    _map(context, stages.distributions, usable, schema, curation.distributions_table, arguments)
+    _whole(context, stages.transition, lambda: _sum_label_mass(context, stages))
+    _whole(context, stages.ood, lambda: _cut_ood(context, stages))
     arguments = {"stages": stages, "config": config, "class_names": context.class_names, "names": context.names}
     rows = {shard.shard_id: shard.rows or 0 for shard in context.shards}
-    map_shards(
-        stages.decisions,
-        context.shards,
-        rows,
-        schemas.DECISION,
-        curation.decisions_table,
-        arguments,
-        context.reporter,
-    )
+    _map(context, stages.decisions, rows, schemas.DECISION, curation.decisions_table, arguments)
 
 
-def _map(context: Context, stage: Stage, schema: pa.Schema, function: Any, arguments: dict[str, Any]) -> None:
-    map_shards(stage, context.shards, context.usable, schema, function, arguments, context.reporter)
+def choose_members(context: Context, stages: RoundStages) -> None:
+    """The first stages of a round, up to the reference set in use: all that does not depend on the vote's settings."""
+    classes = context.classes
+    _whole(context, stages.probe, lambda: _fit_probe(context, stages))
+    arguments = {"stages": stages, "classes": classes}
+    _map(context, stages.evidence, context.usable, schemas.evidence(classes), curation.evidence_table, arguments)
+    _whole(context, stages.references, lambda: _augment(context, stages))
+
+
+def _whole(context: Context, stage: Stage, compute: Callable[[], None]) -> None:
+    """A stage that is not split by shards."""
+    context.once(stage, stage.is_done, 1, compute)
+
+
+def _per_shard(context: Context, stage: Stage, compute: Callable[[], None]) -> None:
+    context.once(stage, lambda: not unfinished(stage, context.shards), len(context.shards), compute)
+
+
+def _map(
+    context: Context,
+    stage: Stage,
+    rows: Mapping[int, int],
+    schema: pa.Schema,
+    function: Callable[..., pa.Table],
+    arguments: dict[str, Any],
+) -> None:
+    """A stage that makes each shard's table, of so many rows, from the shard's tables."""
+    shards, reporter = context.shards, context.reporter
+    _per_shard(context, stage, lambda: map_shards(stage, shards, rows, schema, function, arguments, reporter))
 
 
 def _fit_probe(context: Context, stages: RoundStages) -> None:
     stage, cluster = stages.probe, context.cluster
-    if stage.is_done():
-        context.reporter.reused("probe", stage.round, 1)
-        return
     samples = context.samples(["uid", "label"])
     with context.reporter.stage(
         "probe", stage.round, shards=1, reused=0, items=samples.num_rows, unit="samples"
@@ -115,9 +136,6 @@ def _all_evidence(context: Context, stages: RoundStages) -> pa.Table:
 def _augment(context: Context, stages: RoundStages) -> None:
     """Phase II: who joins the reference set (METHOD 2)."""
     stage, settings = stages.references, context.config.augment
-    if stage.is_done():
-        context.reporter.reused("references", stage.round, 1)
-        return
     with context.reporter.stage("references", stage.round, shards=1, reused=0, items=0, unit="references") as progress:
         table = _all_evidence(context, stages)
         uids, labels = table["uid"].to_numpy(), table["label"].to_numpy()
@@ -169,9 +187,6 @@ def _vectors(stages: RoundStages, uids: np.ndarray) -> np.ndarray:
 
 def _find_supporters(context: Context, stages: RoundStages) -> None:
     stage, settings = stages.supporters, context.config.resources
-    if not unfinished(stage, context.shards):
-        context.reporter.reused("supporters", stage.round, len(context.shards))
-        return
     with supporter_pool(
         context.storage,
         _index_files(context, stages),
@@ -180,7 +195,10 @@ def _find_supporters(context: Context, stages: RoundStages) -> None:
         timeout=settings.timeout,
     ) as pool:
         arguments = {"stages": stages, "config": context.config, "pool": pool}
-        _map(context, stage, schemas.supporters(context.config.vote.k), curation.supporters_table, arguments)
+        schema = schemas.supporters(context.config.vote.k)
+        map_shards(
+            stage, context.shards, context.usable, schema, curation.supporters_table, arguments, context.reporter
+        )
 
 
 def _index_files(context: Context, stages: RoundStages) -> list[tuple[str, str]]:
@@ -199,9 +217,6 @@ def _index_files(context: Context, stages: RoundStages) -> list[tuple[str, str]]
 def _sum_label_mass(context: Context, stages: RoundStages) -> None:
     """Which label each class is given how often, over all shards (METHOD 3)."""
     stage = stages.transition
-    if stage.is_done():
-        context.reporter.reused("transition", stage.round, 1)
-        return
     total = sum(context.usable[shard.shard_id] for shard in context.shards)
     with context.reporter.stage("transition", stage.round, shards=1, reused=0, items=total, unit="samples") as progress:
         mass = np.zeros((context.classes, context.classes))
@@ -216,9 +231,6 @@ def _sum_label_mass(context: Context, stages: RoundStages) -> None:
 def _cut_ood(context: Context, stages: RoundStages) -> None:
     """Fit the Gaussian, and set the cut on samples that are left out of the fit (METHOD 4)."""
     stage, settings = stages.ood, context.config.ood
-    if stage.is_done():
-        context.reporter.reused("ood", stage.round, 1)
-        return
     with context.reporter.stage("ood", stage.round, shards=1, reused=0, items=0, unit="samples") as progress:
         table = _all_evidence(context, stages)
         uids, labels = table["uid"].to_numpy(), table["label"].to_numpy().astype(np.int64)

@@ -102,7 +102,7 @@ def map_shards(
 
     Args:
         stage: what is made.
-        shards: all shards of the stage; the finished ones are skipped.
+        shards: all shards of the stage, not all of them finished; the finished ones are skipped.
         rows: rows of each shard's table.
         schema: of the table.
         function: called in a worker as `function(shard_id, **arguments)`; returns the shard's table.
@@ -110,9 +110,6 @@ def map_shards(
         reporter: shows the stage.
     """
     missing = unfinished(stage, shards)
-    if not missing:
-        reporter.reused(stage.name, stage.round, len(shards))
-        return
     by_id = {shard.shard_id: shard for shard in missing}
     todo = [shard_id for shard_id in by_id if rows[shard_id]]
 

@@ -20,7 +20,7 @@ from trainref_ray.distributed.session import Cluster
 from trainref_ray.errors import ResourceError, TrainRefError
 from trainref_ray.models.backbones import ModelSpec
 from trainref_ray.progress import StageProgress
-from trainref_ray.run import Stage
+from trainref_ray.run import Stage, Storage
 
 MAX_FAILURES = 3
 """Lost workers that Ray Train replaces before the stage gives up."""
@@ -80,8 +80,13 @@ def save_held_out(stage: Stage, held_out: HeldOut) -> None:
     stage.storage.write_bytes(stage.path("held_out.safetensors"), save_safetensors(tensors))
 
 
-def run_training(job: TrainJob, progress: StageProgress) -> None:
+def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:
     """Train until the model lies in the stage's folder.
+
+    Args:
+        job: what to train.
+        home: of the curation, where Ray Train may put its own files.
+        progress: moved by each epoch.
 
     Raises:
         ResourceError: the training failed more often than workers are replaced.
@@ -89,8 +94,8 @@ def run_training(job: TrainJob, progress: StageProgress) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    storage = job.stage.storage
-    storage.remove(SCRATCH)
+    home.remove(SCRATCH)
+    filesystem, folder = home.resolved(SCRATCH)
     trainer = TorchTrainer(
         _start_worker,
         train_loop_config={"job": job},
@@ -102,7 +107,8 @@ def run_training(job: TrainJob, progress: StageProgress) -> None:
         ),
         run_config=RunConfig(
             name=f"{job.stage.name}-{uuid.uuid4().hex[:8]}",  # a name that was used before resumes in silence
-            storage_path=storage.location(SCRATCH),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
@@ -112,7 +118,7 @@ def run_training(job: TrainJob, progress: StageProgress) -> None:
         _follow(job, running, progress)
     finally:
         executor.shutdown(wait=False)  # interrupted: the thread ends when Ray is shut down
-    storage.remove(SCRATCH)
+    home.remove(SCRATCH)
     error = running.exception()
     if error is not None:
         raise _explain(job, error) from error

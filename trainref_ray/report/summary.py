@@ -168,9 +168,9 @@ def _mean(values: np.ndarray) -> float:
 def held_out_logits(run: CurationRun, index: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Logits and trusted labels of the references that a model was not trained on."""
     path = run.model_stage(index).path("held_out_logits.safetensors")
-    if not run.storage.exists(path):
+    if not run.tables.exists(path):
         return None
-    content = load_safetensors(run.storage.read_bytes(path))
+    content = load_safetensors(run.tables.read_bytes(path))
     return content["logits"], content["labels"]
 
 
