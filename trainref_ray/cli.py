@@ -13,9 +13,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from trainref_ray.config import Config, load_preset, make_config
+from trainref_ray.config import Config, SweepSettings, load_preset, make_config
 from trainref_ray.errors import ConfigError, TrainRefError
-from trainref_ray.results import CurationRun
+from trainref_ray.results import CurationRun, CurationSweep
 
 TABLE_METRICS = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc", "accuracy", "nll_ts", "ece_ts")
 
@@ -97,6 +97,62 @@ def curate_command(arguments: Sequence[str], default_preset: str | None = None) 
     return run_command(command)
 
 
+def sweep_command(arguments: Sequence[str]) -> int:
+    """`sweep`: its own options, then those of the curation. Returns the exit code."""
+
+    def command() -> None:
+        if "--space" not in [argument.partition("=")[0] for argument in arguments] and not _asks_for_help(arguments):
+            raise ConfigError("--space FILE is missing: a YAML file such as jobs/sweeps/k.yaml")
+        settings, rest = tyro.cli(
+            SweepSettings,
+            args=list(arguments),
+            prog="sweep",
+            return_unknown_args=True,
+            description="Try settings of a curation and rank them by references left out: sweep --preset NAME --space "
+            "FILE --out DIR. All options of `trainref curate` are taken too, for every trial.",
+        )
+        config = parse_curate(rest, default_preset=None)
+        if config.out.startswith("runs/") and "--out" not in [argument.partition("=")[0] for argument in rest]:
+            config = make_config(config.model_dump(), {"out": f"runs/sweep-{config.out.removeprefix('runs/')}"})
+        from trainref_ray.distributed.sweep import sweep  # imported late: wrong options are told at once
+
+        print_sweep(sweep(config, settings))
+
+    return run_command(command)
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return "-h" in arguments or "--help" in arguments
+
+
+def print_sweep(finished: CurationSweep) -> None:
+    """The ranking, how sure it is and where the page is, on standard output."""
+    from trainref_ray.report.sweep_page import sureness
+
+    summary = finished.summary
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table(title=None)
+    for name in ("", "agreement", "standard error", "behind the best", "trials"):
+        table.add_column(name, justify="right" if name else "left")
+    for entry in summary["settings"]:
+        error = entry["standard_error"]
+        table.add_row(
+            entry["title"],
+            f"{entry['agreement']:.4f}",
+            "" if error is None else f"{error:.4f}",
+            f"{entry['behind']:.4f}",
+            str(entry["trials"]),
+        )
+    console.print(table)
+    console.print(sureness(summary["settings"]), highlight=False, soft_wrap=True)
+    failed = [trial for trial in summary["trials"] if trial["status"] == "failed"]
+    for trial in failed:
+        console.print(f"failed: {trial['title']}: {trial['error']}", highlight=False, markup=False, soft_wrap=True)
+    if summary["settings"]:
+        console.print(f"best settings: {finished.storage.location('best.yaml')}", highlight=False, soft_wrap=True)
+    console.print(f"report: {finished.storage.location('report/sweep.html')}", highlight=False, soft_wrap=True)
+
+
 def print_results(run: CurationRun) -> None:
     """Counts, the table of figures and where the report is, on standard output."""
     summary = run.summary
@@ -161,6 +217,7 @@ def name_positionals(arguments: Sequence[str], options: Sequence[str]) -> list[s
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "curate": (curate_command, "curate an image set with noisy labels"),
+    "sweep": (sweep_command, "try settings of a curation, and rank them by references left out"),
     "prepare": (prepare_command, "write WebVision, Animal-10N, CIFAR, digits or an image folder as shards"),
 }
 

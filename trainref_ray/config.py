@@ -286,6 +286,26 @@ class Config(Settings):
     tracking: TrackingSettings = TrackingSettings()
 
 
+class SweepSettings(Settings):
+    """What a sweep tries, and how."""
+
+    space: str
+    """YAML file that maps settings to values: `vote.k: {grid: [5, 10]}`; also choice, uniform, loguniform."""
+    search: Literal["grid", "random", "optuna"] | None = None
+    """grid tries all values; random draws; optuna (TPE) draws near what did well. By default grid if the space has
+    lists alone, else random."""
+    scheduler: Literal["fifo", "asha"] = "fifo"
+    """asha stops, after each round, trials that are worse than half of those before; needs --finetune and 2 rounds."""
+    samples: int = Field(20, ge=1)
+    """Draws of a random or optuna search."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Trials at once; by default one for two CPUs, at most 4."""
+    finetune: bool = False
+    """Fine-tune a model in every trial, and do all rounds; else a trial is one round of curation."""
+    folds: int = Field(3, ge=2)
+    """Trials are ranked by references that are left out of them, in so many parts."""
+
+
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "inventory": ("label_field", "truth_field", "limit", "read", "classes"),
     "noisy": ("seed", "noise"),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import yaml
 
 from trainref_ray.errors import ResumeError
-from trainref_ray.run import RUN_FILE, Stage, Storage
+from trainref_ray.run import RUN_FILE, SWEEP_FILE, Stage, Storage
 
 
 @dataclass(frozen=True)
@@ -143,3 +143,38 @@ def load_run(path: str) -> CurationRun:
     run = CurationRun(storage, storage)
     store = run.stages.get("store")
     return run if store is None else CurationRun(storage, storage.above(store))
+
+
+@dataclass(frozen=True)
+class CurationSweep:
+    """A finished sweep."""
+
+    storage: Storage
+
+    @property
+    def path(self) -> str:
+        """Where the sweep is."""
+        return self.storage.location()
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """`sweep.json`: the trials, and their settings from the best to the worst."""
+        return self.storage.read_json("sweep.json")
+
+    def trial(self, name: str) -> CurationRun:
+        """A trial's curation, by its name in the summary."""
+        return load_run(self.storage.location(f"trials/{name}"))
+
+
+def load_sweep(path: str) -> CurationSweep:
+    """Open a sweep's folder (path or URL).
+
+    Raises:
+        ResumeError: there is no sweep there, or it has not finished yet.
+    """
+    storage = Storage(str(Path(path).expanduser().absolute()) if "://" not in path else path)
+    if not storage.exists(SWEEP_FILE):
+        raise ResumeError(f"{path} holds no sweep: {SWEEP_FILE} is missing")
+    if not storage.exists("sweep.json"):
+        raise ResumeError(f"{path}: this sweep has not finished; start it again with the same --out")
+    return CurationSweep(storage)

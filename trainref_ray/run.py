@@ -61,6 +61,10 @@ class Storage:
         base, mark, query = self.root.partition("?")
         return f"{base.rstrip('/')}/{path}".rstrip("/") + mark + query
 
+    def below(self, path: str) -> Storage:
+        """The storage of a folder of this one."""
+        return Storage(self.location(path))
+
     def above(self, levels: int) -> Storage:
         """The folder so many levels above the root."""
         base, mark, query = self.root.partition("?") if "://" in self.root else (self.root, "", "")
@@ -359,7 +363,7 @@ def claimed(stages: Sequence[Stage]) -> Iterator[None]:
     """
     with ExitStack() as held:
         for stage in stages:
-            lock = RunLock(Storage(stage.storage.location(stage.folder)))
+            lock = RunLock(stage.storage.below(stage.folder))
             while not lock.take():
                 time.sleep(CLAIM_POLL_SECONDS)
             held.callback(lock.__exit__, None, None, None)
@@ -367,6 +371,7 @@ def claimed(stages: Sequence[Stage]) -> Iterator[None]:
 
 
 RUN_FILE = "run.yaml"
+SWEEP_FILE = "sweep.yaml"
 RESULTS = ("inventory", "model", "report", "summary.json", "trials", "sweep.json", "best.yaml")
 """What `--no-resume` removes, besides the rounds."""
 

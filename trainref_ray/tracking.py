@@ -18,6 +18,8 @@ from trainref_ray.run import Storage
 
 PARAMETER_LENGTH = 500
 """Characters of a parameter that every MLflow store takes."""
+PARENT_TAG = "mlflow.parentRunId"
+"""Under which MLflow's pages find the run that a run belongs to."""
 BATCH_PARAMETERS = 100
 """Parameters of one request; MLflow allows no more."""
 
@@ -33,10 +35,47 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class Tracker:
-    """One MLflow run of one run folder; started again, it goes on with the same MLflow run."""
+NO_DATABASE = (
+    "MLflow is off: the run folder is in an object store, where its embedded database cannot be; give --tracking.uri, "
+    "or set MLFLOW_TRACKING_URI"
+)
 
-    def __init__(self, settings: TrackingSettings, storage: Storage, config: Mapping[str, Any]) -> None:
+
+def tracking_uri(settings: TrackingSettings, storage: Storage) -> str | None:
+    """Where to log: the setting, else the environment's MLFLOW_TRACKING_URI, else a database in the run folder; None
+    where tracking is off, or the run folder is no place for a database."""
+    if not settings.enabled:
+        return None
+    known = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if known or not storage.is_local:
+        return known or None
+    folder = Path(storage.location())
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+
+
+class Tracker:
+    """One MLflow run of one run folder; started again, it goes on with the same MLflow run.
+
+    Args:
+        uri: of the MLflow store.
+        experiment: its name; made if there is none.
+        storage: the run folder, which remembers the MLflow run.
+        config: settings, logged as parameters.
+        name: of the MLflow run; by default the run folder's.
+        parent: MLflow run that this one belongs to.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        storage: Storage,
+        config: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        parent: str | None = None,
+    ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
         from mlflow import MlflowClient  # imported late: it takes seconds
@@ -44,17 +83,10 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # else it tells of each table of a new database
         logging.getLogger("alembic").setLevel(logging.ERROR)
         self._storage = storage
-        self._uri = settings.uri or self._embedded_uri()
-        self._client = MlflowClient(tracking_uri=self._uri)
-        experiment = self._client.get_experiment_by_name(settings.experiment)
-        if experiment is not None:
-            experiment_id = experiment.experiment_id
-        elif settings.uri is None and storage.is_local:
-            # an sqlite store would put artifacts relative to the process that creates the experiment
-            artifacts = Path(storage.location("mlflow-artifacts")).as_uri()
-            experiment_id = self._client.create_experiment(settings.experiment, artifact_location=artifacts)
-        else:
-            experiment_id = self._client.create_experiment(settings.experiment)
+        self.uri = uri
+        self._client = MlflowClient(tracking_uri=uri)
+        self._name, self._tags = name or Path(storage.root).name, {} if parent is None else {PARENT_TAG: parent}
+        experiment_id = self._experiment(experiment)
         parameters = {name: str(value)[:PARAMETER_LENGTH] for name, value in flatten(config).items()}
         self.run_id = self._known_run(parameters) or self._new_run(experiment_id, parameters)
         storage.write_json("mlflow-run.json", {"run_id": self.run_id})
@@ -63,30 +95,44 @@ class Tracker:
     def _new_run(self, experiment_id: str, parameters: Mapping[str, str]) -> str:
         from mlflow.entities import Param
 
-        run_id = self._client.create_run(experiment_id, run_name=Path(self._storage.root).name).info.run_id
+        run = self._client.create_run(experiment_id, run_name=self._name, tags=self._tags)
+        run_id = run.info.run_id
         entries = [Param(name, value) for name, value in parameters.items()]
         for start in range(0, len(entries), BATCH_PARAMETERS):
             self._client.log_batch(run_id, params=entries[start : start + BATCH_PARAMETERS])
         return run_id
 
-    def _embedded_uri(self) -> str:
-        folder = Path(self._storage.location()) if self._storage.is_local else Path("mlruns")
-        folder.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        known = self._client.get_experiment_by_name(name)
+        if known is not None:
+            return known.experiment_id
+        embedded = self.uri.startswith("sqlite:///")
+        # an sqlite store would put artifacts relative to the process that creates the experiment
+        beside = Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlflow-artifacts"
+        try:
+            return self._client.create_experiment(name, artifact_location=beside.as_uri() if embedded else None)
+        except MlflowException:  # another job has just made it
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id
 
     def _known_run(self, parameters: Mapping[str, str]) -> str | None:
-        """The MLflow run of an earlier start with these settings. MLflow's parameters cannot be changed, so a start
-        with others is another MLflow run."""
+        """The MLflow run of an earlier start with these settings and this parent. MLflow's parameters cannot be
+        changed, so a start with others is another MLflow run."""
         from mlflow.exceptions import MlflowException
 
         if not self._storage.exists("mlflow-run.json"):
             return None
         run_id = self._storage.read_json("mlflow-run.json")["run_id"]
         try:
-            known = self._client.get_run(run_id).data.params
+            known = self._client.get_run(run_id).data
         except MlflowException:
             return None
-        return run_id if known == parameters else None
+        same = known.params == parameters and known.tags.get(PARENT_TAG) == self._tags.get(PARENT_TAG)
+        return run_id if same else None
 
     def metrics(self, values: Mapping[str, float | None], step: int) -> None:
         """Log the values that exist, at a round."""
@@ -124,7 +170,7 @@ class Tracker:
             Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "images")]),
             Schema([TensorSpec(np.dtype(np.float32), (-1, classes), "probabilities")]),
         )
-        mlflow.set_tracking_uri(self._uri)
+        mlflow.set_tracking_uri(self.uri)
         with (
             TemporaryDirectory() as scratch,
             mlflow.start_run(run_id=self.run_id),

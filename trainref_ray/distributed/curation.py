@@ -97,7 +97,7 @@ def _trusted_labels(stages: RoundStages, uids: np.ndarray, labels: np.ndarray) -
     return np.where(is_reference, given["labels"][position], labels), is_reference
 
 
-def _evidence(stages: RoundStages, embeddings: np.ndarray, classes: int) -> tuple[influence.Evidence, np.ndarray]:
+def evidence_of(stages: RoundStages, embeddings: np.ndarray, classes: int) -> tuple[influence.Evidence, np.ndarray]:
     """Evidence of the given references, and the probe's probabilities float32 [K, n, C]."""
     given = tensors(stages.probe, "given.safetensors")
     probe = _probe(stages.probe)
@@ -118,7 +118,7 @@ def evidence_table(shard_id: int, stages: RoundStages, classes: int) -> pa.Table
     """Evidence of each sample's own label (METHOD 1)."""
     uids, embeddings, samples = _shard(stages, shard_id)
     labels, _ = _trusted_labels(stages, uids, samples["label"].to_numpy())
-    evidence, _ = _evidence(stages, embeddings, classes)
+    evidence, _ = evidence_of(stages, embeddings, classes)
     return pa.table(
         {
             "uid": uids,
@@ -156,7 +156,7 @@ def supporters_table(shard_id: int, stages: RoundStages, config: Config, pool: S
 def distributions_table(shard_id: int, stages: RoundStages, config: Config, classes: int) -> pa.Table:
     """The mean of supporters' vote, influence and probe for each sample (METHOD 3)."""
     uids, embeddings, _ = _shard(stages, shard_id)
-    evidence, probabilities = _evidence(stages, embeddings, classes)
+    evidence, probabilities = evidence_of(stages, embeddings, classes)
     combined = steps.combine_sources(
         evidence,
         probabilities,

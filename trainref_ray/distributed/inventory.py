@@ -154,25 +154,37 @@ def choose_references(context: Context) -> None:
     Raises:
         ReferenceSetError: a key is in no shard, a class has no reference, or there is no trusted field to draw by.
     """
-    samples = context.samples(["uid", "key", "label"])
+    samples = context.samples(["uid", "key"])
     uids = samples["uid"].to_numpy()
-    names = context.inputs.class_names
     keys = display_names(uids, samples["key"].to_pylist(), context.names)
     if context.inputs.reference_rows is not None:
         rows = np.array(match_keys([key for key, _ in context.inputs.reference_rows], keys), np.int64)
         labels = np.array([label for _, label in context.inputs.reference_rows], np.int64)
+        order = np.argsort(uids[rows])
+        chosen = References(uids[rows][order], labels[order])
     else:
-        trusted = _trusted_field(context, uids)
-        classes = len(names) if names else int(max(trusted.max(), samples["label"].to_numpy().max())) + 1
-        per_class = context.config.reference_per_class or 1
-        rows = draw_references(uids, trusted, per_class=per_class, classes=classes, seed=context.config.seed)
-        labels = trusted[rows]
-    context.class_names = names or [str(label) for label in range(int(labels.max()) + 1)]
-    check_classes(labels, context.class_names, allow_missing=context.config.allow_missing_classes)
-    order = np.argsort(uids[rows])
-    context.references = References(uids[rows][order], labels[order])
-    chosen = [(keys[row], label) for row, label in zip(rows[order].tolist(), labels[order].tolist(), strict=True)]
-    context.home.write_bytes("references.csv", write_reference_csv(chosen).encode())
+        chosen = drawn_references(context, context.config.reference_per_class or 1)
+    context.class_names = context.inputs.class_names or [str(label) for label in range(int(chosen.labels.max()) + 1)]
+    check_classes(chosen.labels, context.class_names, allow_missing=context.config.allow_missing_classes)
+    context.references = chosen
+    names = [keys[row] for row in np.searchsorted(uids, chosen.uids)]
+    listed = write_reference_csv(list(zip(names, chosen.labels.tolist(), strict=True)))
+    context.home.write_bytes("references.csv", listed.encode())
+
+
+def drawn_references(context: Context, per_class: int) -> References:
+    """So many samples of each class by the trusted field; fewer a class are a part of more.
+
+    Raises:
+        ReferenceSetError: there is no trusted field.
+    """
+    samples = context.samples(["uid", "label"])
+    uids = samples["uid"].to_numpy()
+    trusted = _trusted_field(context, uids)
+    names = context.inputs.class_names
+    classes = len(names) if names else int(max(trusted.max(), samples["label"].to_numpy().max())) + 1
+    rows = np.sort(draw_references(uids, trusted, per_class=per_class, classes=classes, seed=context.config.seed))
+    return References(uids[rows], trusted[rows])
 
 
 def _trusted_field(context: Context, uids: np.ndarray) -> np.ndarray:

@@ -16,9 +16,11 @@ import pyarrow as pa
 import yaml
 
 from trainref_ray.config import Config
+from trainref_ray.data.noise import parse_noise
 from trainref_ray.data.prepare import prepare_digits
 from trainref_ray.data.reference import check_classes, match_keys, read_reference_csv
 from trainref_ray.data.shards import ShardFile, check_end, resolve_shards, sample_keys, shard_name
+from trainref_ray.data.sources.cifar import confusion_by_names
 from trainref_ray.distributed.context import Context, Inputs
 from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.limit import first_samples
@@ -33,11 +35,13 @@ from trainref_ray.report.summary import summarise
 from trainref_ray.results import CurationRun, load_run
 from trainref_ray.run import RUN_FILE, RunLock, Storage, open_run
 from trainref_ray.schemas import INVENTORY
-from trainref_ray.tracking import Tracker
+from trainref_ray.tracking import NO_DATABASE, Tracker, tracking_uri
 
 SAMPLE_SCHEME = "sample:"
 KEY_SCAN_BYTES = 2 * 2**30
 """Most bytes of tars that the driver reads to find the references' keys: seconds on a disk, a minute from a store."""
+INJECTED = ("none", "sym", "symflip", "asym")
+"""Kinds of noise that need no more than the labels."""
 PACKAGES = ("trainref-ray", "ray", "torch", "torchvision", "faiss-gpu", "faiss-cpu", "mlflow", "numpy", "pyarrow")
 
 
@@ -55,7 +59,7 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
         TrainRefError: one of its kinds (settings, shards, references, run folder, resources), with what would be right.
     """
     reporter = reporter or Reporter()
-    _check_settings(config)
+    check_settings(config)
     storage = open_run(config.out, resume=config.resume)
     with RunLock(storage) as lock:
         config = embedded_sample(config, storage)
@@ -73,11 +77,14 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
 @contextmanager
 def tracked(config: Config, storage: Storage, reporter: Reporter) -> Iterator[Future[Tracker] | None]:
     """The job's MLflow run, which is started beside Ray, and gets each stage's figures when the stage is done."""
-    if not config.tracking.enabled:
+    uri = tracking_uri(config.tracking, storage)
+    if uri is None:
+        if config.tracking.enabled:
+            reporter.message(NO_DATABASE)
         yield None
         return
     with ThreadPoolExecutor(1, thread_name_prefix="mlflow") as thread:
-        starting = thread.submit(Tracker, config.tracking, storage, config.model_dump(mode="json"))
+        starting = thread.submit(Tracker, uri, config.tracking.experiment, storage, config.model_dump(mode="json"))
         reporter.on_stage = lambda record: thread.submit(lambda: starting.result().stage(record.as_dict()))
         status = "FAILED"
         try:
@@ -115,15 +122,18 @@ def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
     storage.write_json("stages.json", stage_list(pipeline))
     summary = summarise(load_run(storage.root), [record.as_dict() for record in reporter.records])
     storage.write_json("summary.json", summary)
-    model = pipeline.models[-1]
-    for name in storage.names(model.path("model")):
-        storage.write_bytes(f"model/{name}", storage.read_bytes(model.path(f"model/{name}")))
-    storage.write_json(
-        "model/calibration.json", {"temperature": summary["temperature"], "class_names": context.class_names}
-    )
+    release_model(pipeline, summary["temperature"])
     build_report(load_run(storage.root), lambda uids: context.read_images(uids, pixels=False))
     if tracker is not None:
         log_run(tracker, pipeline, summary)
+
+
+def release_model(pipeline: Pipeline, temperature: float) -> None:
+    """Put the last model, with what makes its confidence true, into the curation's own folder."""
+    context, model = pipeline.context, pipeline.models[-1]
+    for name in context.storage.names(model.path("model")):
+        context.home.write_bytes(f"model/{name}", context.storage.read_bytes(model.path(f"model/{name}")))
+    context.home.write_json("model/calibration.json", {"temperature": temperature, "class_names": context.class_names})
 
 
 def log_run(tracker: Tracker, pipeline: Pipeline, summary: dict[str, Any]) -> None:
@@ -146,12 +156,14 @@ def log_run(tracker: Tracker, pipeline: Pipeline, summary: dict[str, Any]) -> No
     tracker.model(context.storage, context.config.image_size, context.classes)
 
 
-def _check_settings(config: Config) -> None:
+def check_settings(config: Config) -> None:
     """What can be known without any file."""
     if not config.data:
         raise ConfigError("setting 'data' is missing: give --data SHARDS (pattern, glob, folder or URL)")
     if config.reference is None and config.reference_per_class is None:
         raise ConfigError("no references: give --reference FILE (csv: key,label) or --reference-per-class K")
+    if parse_noise(config.noise).kind not in INJECTED:
+        raise ConfigError(f"setting 'noise' is {config.noise!r}; allowed: none, sym:RATE, symflip:RATE, asym:RATE")
     try:
         check_backbone(config.backbone)
     except ValueError as error:
@@ -204,6 +216,8 @@ def find_inputs(config: Config, storage: Storage) -> Inputs:
     rows = read_reference_csv(config.reference, names) if config.reference else None
     if rows is not None and not rows:
         raise ReferenceSetError(f"{config.reference}: no references")
+    if config.noise.startswith("asym") and names is not None and confusion_by_names(names) is None:
+        raise ConfigError(f"noise {config.noise!r} needs CIFAR-10's or CIFAR-100's class names; these are others")
     if names is None and rows:
         names = [str(label) for label in range(max(label for _, label in rows) + 1)]
     if names is not None and rows is not None:

@@ -111,7 +111,7 @@ def _fit_probe(context: Context, stages: RoundStages) -> None:
         "probe", stage.round, shards=1, reused=0, items=samples.num_rows, unit="samples"
     ) as progress:
         options = {"num_gpus": 1} if cluster.gpus else {"num_cpus": min(1, cluster.cpus)}
-        fit = ray.remote(fit_probe_task).options(**options)
+        fit = ray.remote(fit_probe_task).options(**options, scheduling_strategy="DEFAULT")
         shard_ids = [shard.shard_id for shard in context.shards]
         ray.get(
             fit.remote(

@@ -53,7 +53,7 @@ def connect(settings: ResourceSettings) -> Iterator[Cluster]:
     if started:
         _start(settings.address)
     try:
-        _quiet()
+        quiet()
         yield plan_cluster(settings, ray.cluster_resources())
     finally:
         if started:
@@ -101,8 +101,8 @@ def plan_cluster(settings: ResourceSettings, available: dict[str, float]) -> Clu
     )
 
 
-def _quiet() -> None:
-    """One progress display is enough: ours."""
+def quiet() -> None:
+    """One progress display is enough: ours. For each process that starts work on Ray."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

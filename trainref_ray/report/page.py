@@ -31,15 +31,8 @@ QUARANTINE_OPEN = 12
 """Quarantined samples that are shown unfolded."""
 
 
-def render(content: ReportContent) -> str:
-    """The page as HTML text.
-
-    Every text of the run is escaped. A content security policy forbids all requests, and every style and script but
-    the two of this page.
-
-    Args:
-        content: what to show; empty parts are named as missing.
-    """
+def page_environment() -> Environment:
+    """Templates of the report, with escaping on, an undefined name an error, and the formats of figures as filters."""
     environment = Environment(
         loader=PackageLoader("trainref_ray.report"),
         autoescape=True,
@@ -55,6 +48,19 @@ def render(content: ReportContent) -> str:
         duration=format_duration,
         metric=metric_label,
     )
+    return environment
+
+
+def render(content: ReportContent) -> str:
+    """The page as HTML text.
+
+    Every text of the run is escaped. A content security policy forbids all requests, and every style and script but
+    the two of this page.
+
+    Args:
+        content: what to show; empty parts are named as missing.
+    """
+    environment = page_environment()
     # the two files are the package's own and hold no data, so they alone are not escaped
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     shown = [[format_value(value) for value in values] for _, values in content.results.rows]
@@ -62,8 +68,8 @@ def render(content: ReportContent) -> str:
         content=content,
         style=style,
         script=script,
-        style_hash=_policy_hash(style),
-        script_hash=_policy_hash(script),
+        style_hash=policy_hash(style),
+        script_hash=policy_hash(script),
         segments=decision_segments(content.counts),
         classes=class_changes(content),
         gallery_classes=sorted({name for card in content.gallery for name in (card.given, card.leading) if name}),
@@ -83,7 +89,7 @@ def write(content: ReportContent, path: Path) -> None:
     path.write_text(render(content), encoding="utf-8")
 
 
-def _policy_hash(text: str) -> str:
+def policy_hash(text: str) -> str:
     """What a content security policy calls this very text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 

@@ -1,0 +1,124 @@
+"""How well a round curates references that it was not given: cross-fitting on the round's own embeddings.
+
+For each fold the stages up to the reference set are computed without the fold's references, in the same run folder, so
+that trials which differ in later settings share them. The references left out are then curated like any other sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import ray
+
+from trainref_ray.config import Config
+from trainref_ray.distributed import curation
+from trainref_ray.distributed.context import Context, References
+from trainref_ray.distributed.curation import RoundStages
+from trainref_ray.distributed.rounds import choose_members, round_stages
+from trainref_ray.distributed.stages import gather_rows
+from trainref_ray.evaluate.ranking import Judgement
+from trainref_ray.method import influence, steps
+from trainref_ray.method.folds import deal_folds
+from trainref_ray.retrieval.index import SupporterIndex
+from trainref_ray.run import Stage
+from trainref_ray.schemas import to_matrix
+
+
+def judge_round(
+    context: Context, model: Stage, stages: RoundStages, spare: References, *, folds: int
+) -> Judgement | None:
+    """Curate the references that training did not see, each without itself, and those the curation does not use.
+
+    Args:
+        context: of the curation.
+        model: the stage whose model made the round's embeddings.
+        stages: of the finished round.
+        spare: trusted samples that are not among the curation's references.
+        folds: the references are left out in so many parts.
+
+    Returns:
+        None if there is no such reference: the only one of a class cannot be left out.
+    """
+    dealt = deal_folds(context.references.labels, folds, context.config.seed)
+    unseen = np.isin(context.references.uids, context.held_out().uids)
+    parts = []
+    if len(spare.uids):
+        parts.append((stages, spare))
+    for fold in range(folds):
+        left = dealt == fold
+        judged = left & unseen
+        if judged.any():
+            without = replace_references(context, _part(context.references, ~left))
+            fold_stages = round_stages(without, model, stages.decisions.round)
+            choose_members(without, fold_stages)
+            parts.append((fold_stages, _part(context.references, judged)))
+    if not parts:
+        return None
+    task = ray.remote(curate_left_out).options(
+        num_cpus=min(1, context.cluster.cpus),
+        scheduling_strategy="DEFAULT",  # not in the trial's own reservation, which has no CPU
+    )
+    found = ray.get([task.remote(part, stages.transition, judged.uids, context.config) for part, judged in parts])
+    uids = np.concatenate([judged.uids for _, judged in parts])
+    labels = np.concatenate([judged.labels for _, judged in parts])
+    distributions = np.concatenate(found)
+    return Judgement(
+        uids, distributions.argmax(axis=1) == labels, distributions[np.arange(len(labels)), labels].astype(np.float64)
+    )
+
+
+def _part(references: References, rows: np.ndarray) -> References:
+    return References(references.uids[rows], references.labels[rows])
+
+
+def replace_references(context: Context, references: References) -> Context:
+    """The same curation with other references."""
+    changed = replace(context, references=references)
+    changed.inventory, changed.labelled, changed.truth = context.inventory, context.labelled, context.truth
+    return changed
+
+
+def curate_left_out(stages: RoundStages, transition: Stage, uids: np.ndarray, config: Config) -> np.ndarray:
+    """Curated distributions float32 [n, C] of samples that are no references of these stages; runs in a worker.
+
+    How often each class bears each label comes from the whole round (`transition`): over all samples a few references
+    do not weigh.
+
+    Args:
+        stages: whose probe, evidence and reference set are there.
+        transition: of the finished round.
+        uids: int64 [n], ascending or not.
+        config: settings of the vote.
+    """
+    embeddings = influence.unit_rows(to_matrix(gather_rows(stages.embeddings, uids, ["embedding"])["embedding"]))
+    samples = gather_rows(stages.inventory, uids, ["label", "sha256"])
+    members = curation.members(stages.references)
+    mass = curation.tensors(transition, "transition.safetensors")["mass"]
+    settings = config.vote
+    supporters = steps.find_supporters(
+        SupporterIndex.build(members.embeddings, members.uids).search,
+        uids,
+        embeddings,
+        np.array(samples["sha256"].to_pylist(), dtype=object),
+        members,
+        k=settings.k,
+        near_duplicate=settings.near_duplicate,
+        diversity=settings.diversity,
+    )
+    evidence, probabilities = curation.evidence_of(stages, embeddings, len(mass))
+    combined = steps.combine_sources(
+        evidence,
+        probabilities,
+        supporters,
+        np.bincount(members.labels, minlength=len(mass)),
+        weights=(settings.vote_weight, settings.influence_weight, settings.model_weight),
+        balance=settings.balance,
+    )
+    return steps.curated_distributions(
+        combined,
+        samples["label"].to_numpy().astype(np.int64),
+        mass,
+        temperature=settings.temperature,
+        given_weight=settings.given_weight,
+    )
