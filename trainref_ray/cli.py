@@ -135,11 +135,10 @@ def print_sweep(finished: CurationSweep) -> None:
     for name in ("", "agreement", "standard error", "behind the best", "trials"):
         table.add_column(name, justify="right" if name else "left")
     for entry in summary["settings"]:
-        error = entry["standard_error"]
         table.add_row(
             entry["title"],
             f"{entry['agreement']:.4f}",
-            "" if error is None else f"{error:.4f}",
+            f"{entry['standard_error']:.4f}",
             f"{entry['behind']:.4f}",
             str(entry["trials"]),
         )

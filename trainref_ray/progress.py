@@ -61,7 +61,7 @@ class StageProgress:
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = self.record.items / elapsed
         self._reporter.update(self, self._text(rate), min(self.record.items, self._total), self._total)
-        if time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+        if self.record.items < self._total and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
             left = max(self._total - self.record.items, 0) / rate if rate else 0.0
             self._reporter.plain(f"{self.title}: {self._text(rate)}, about {left:.0f} s left")

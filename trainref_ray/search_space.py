@@ -103,9 +103,7 @@ def _dimension(path: str, name: str, entry: Any) -> Dimension:
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         if not numbers or len(values) != 2 or not values[0] < values[1] or (kind == "loguniform" and values[0] <= 0):
             above = " above 0" if kind == "loguniform" else ""
-            raise ConfigError(
-                f"{path}: {name}: {kind} is {values!r}; two numbers{above}, the smaller first, are wanted"
-            )
+            raise ConfigError(f"{path}: {name}: {kind} is {values!r}; allowed: two numbers{above}, the smaller first")
     return Dimension(name, kind, tuple(tuple(v) if isinstance(v, list) else v for v in values), whole)
 
 

@@ -17,6 +17,7 @@ LAYERS = {
     "mlflow_model": 2,
     "arrays": 3,
     "results": 3,
+    "trials": 3,
     "data": 3,
     "models": 3,
     "method": 3,
@@ -29,6 +30,7 @@ LAYERS = {
     "progress": 4,
     "stores": 5,
     "config": 5,
+    "search_space": 5,
     "schemas": 5,
     "errors": 5,
 }
@@ -41,6 +43,7 @@ SIBLINGS = {
     ("arrays", "models"),
     ("arrays", "retrieval"),
     ("results", "models"),
+    ("trials", "evaluate"),
 }
 """What packages of the third layer may use of each other: what the data flow needs, and no more."""
 PLAIN = {"method", "retrieval", "models", "training", "evaluate"}

@@ -6,10 +6,12 @@ that trials which differ in later settings share them. The references left out a
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import ray
+from rich.console import Console
 
 from trainref_ray.config import Config
 from trainref_ray.distributed import curation
@@ -20,6 +22,7 @@ from trainref_ray.distributed.stages import gather_rows
 from trainref_ray.evaluate.ranking import Judgement
 from trainref_ray.method import influence, steps
 from trainref_ray.method.folds import deal_folds
+from trainref_ray.progress import Reporter
 from trainref_ray.retrieval.index import SupporterIndex
 from trainref_ray.run import Stage
 from trainref_ray.schemas import to_matrix
@@ -42,24 +45,26 @@ def judge_round(
     """
     dealt = deal_folds(context.references.labels, folds, context.config.seed)
     unseen = np.isin(context.references.uids, context.held_out().uids)
-    parts = []
-    if len(spare.uids):
-        parts.append((stages, spare))
-    for fold in range(folds):
-        left = dealt == fold
-        judged = left & unseen
-        if judged.any():
-            without = replace_references(context, _part(context.references, ~left))
-            fold_stages = round_stages(without, model, stages.decisions.round)
-            choose_members(without, fold_stages)
-            parts.append((fold_stages, _part(context.references, judged)))
-    if not parts:
+    parts = [(stages, spare)] if len(spare.uids) else []
+    left_out = [fold for fold in range(folds) if ((dealt == fold) & unseen).any()]
+    if not parts and not left_out:
         return None
-    task = ray.remote(curate_left_out).options(
-        num_cpus=min(1, context.cluster.cpus),
-        scheduling_strategy="DEFAULT",  # not in the trial's own reservation, which has no CPU
-    )
-    found = ray.get([task.remote(part, stages.transition, judged.uids, context.config) for part, judged in parts])
+    round_, count = stages.decisions.round, len(spare.uids) + int(((dealt >= 0) & unseen).sum())
+    with context.reporter.stage(
+        "left_out", round_, shards=len(left_out), reused=0, items=count, unit="references"
+    ) as progress:
+        for fold in left_out:
+            without = _with_references(context, _part(context.references, dealt != fold))
+            fold_stages = round_stages(without, model, round_)
+            choose_members(without, fold_stages)
+            parts.append((fold_stages, _part(context.references, (dealt == fold) & unseen)))
+            progress.advance(0, shards=1)
+        task = ray.remote(curate_left_out).options(
+            num_cpus=min(1, context.cluster.cpus),
+            scheduling_strategy="DEFAULT",  # not in the trial's own reservation, which has no CPU
+        )
+        found = ray.get([task.remote(part, stages.transition, judged.uids, context.config) for part, judged in parts])
+        progress.advance(count)
     uids = np.concatenate([judged.uids for _, judged in parts])
     labels = np.concatenate([judged.labels for _, judged in parts])
     distributions = np.concatenate(found)
@@ -72,9 +77,9 @@ def _part(references: References, rows: np.ndarray) -> References:
     return References(references.uids[rows], references.labels[rows])
 
 
-def replace_references(context: Context, references: References) -> Context:
-    """The same curation with other references."""
-    changed = replace(context, references=references)
+def _with_references(context: Context, references: References) -> Context:
+    """The same curation with other references; its stages are no stages of this one, and are not shown."""
+    changed = replace(context, references=references, reporter=Reporter(Console(file=io.StringIO())))
     changed.inventory, changed.labelled, changed.truth = context.inventory, context.labelled, context.truth
     return changed
 

@@ -22,6 +22,7 @@ from trainref_ray.distributed.context import Inputs
 from trainref_ray.distributed.job import check_settings, embedded_sample, environment, find_inputs
 from trainref_ray.distributed.session import Cluster, connect, plan_cluster, quiet
 from trainref_ray.distributed.sweep_log import SweepLog, sweep_log
+from trainref_ray.distributed.trainer import LEAST_RESERVED
 from trainref_ray.distributed.trial import run_trial
 from trainref_ray.errors import ConfigError, ResourceError
 from trainref_ray.progress import Reporter, StageRecord
@@ -272,7 +273,7 @@ def _tune(
     """Let Tune run the waiting points, or the draws of a search that learns from the known results."""
     trainable = tune.with_resources(
         tune.with_parameters(_run_in_tune, plan=plan, queue=queue),
-        {"cpu": 0, "memory": 2**20},  # a trial that held a CPU would keep its own stages from it; Tune wants something
+        {"cpu": 0, "memory": LEAST_RESERVED},  # a trial that held a CPU would keep its own stages from it
     )
     if waiting:
         space: dict[str, Any] = {"point": tune.grid_search(list(waiting))}

@@ -25,6 +25,8 @@ from trainref_ray.run import Stage, Storage
 MAX_FAILURES = 3
 """Lost workers that Ray Train replaces before the stage gives up."""
 POLL_SECONDS = 0.5
+LEAST_RESERVED = 2**20
+"""Bytes. A worker that reserved nothing at all would be refused; on one CPU it must not reserve that."""
 SCRATCH = "ray_train"
 """Folder that Ray Train wants to have; it holds nothing that is needed later."""
 
@@ -103,7 +105,11 @@ def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:
         scaling_config=ScalingConfig(
             num_workers=job.workers,
             use_gpu=bool(job.cluster.gpus),
-            resources_per_worker={"CPU": job.cluster.train_cpus, **({"GPU": 1} if job.cluster.gpus else {})},
+            resources_per_worker={
+                "CPU": job.cluster.train_cpus,
+                "memory": LEAST_RESERVED,
+                **({"GPU": 1} if job.cluster.gpus else {}),
+            },
         ),
         run_config=RunConfig(
             name=f"{job.stage.name}-{uuid.uuid4().hex[:8]}",  # a name that was used before resumes in silence

@@ -47,7 +47,7 @@ class Standing:
     Attributes:
         trials: how many trials have it.
         agreement: mean over these, 0 to 1.
-        standard_error: of that mean, by references; None with fewer than two.
+        standard_error: of that mean, by references.
         log_likelihood: mean over the trials.
         behind: mean difference from the best on the same references, 0 and up; 0 of the best.
         behind_error: standard error of that difference; 0 of the best.
@@ -55,7 +55,7 @@ class Standing:
 
     trials: int
     agreement: float
-    standard_error: float | None
+    standard_error: float
     log_likelihood: float
     behind: float
     behind_error: float
@@ -86,7 +86,7 @@ def rank(groups: Mapping[str, Sequence[Judgement]]) -> dict[str, Standing]:
         standings[name] = Standing(
             trials=len(groups[name]),
             agreement=agreement[name],
-            standard_error=_standard_error(values),
+            standard_error=_standard_error(values) or share_error(agreement[name], len(values)),
             log_likelihood=likelihood[name],
             behind=behind,
             behind_error=error,
@@ -115,6 +115,12 @@ def _difference(best: Mapping[int, float], other: Mapping[int, float]) -> tuple[
 
 def _standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def share_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` samples. Where all or none are right it is Laplace's, not 0."""
+    inside = share if 0 < share < 1 else (share * count + 1) / (count + 2)
+    return float(np.sqrt(inside * (1 - inside) / count))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from trainref_ray.evaluate.ranking import share_error
+
 PLOT = (56.0, 16.0, 300.0, 220.0)
 """Left, top, right and bottom of the plotted area in a picture of 420 x 270; names of the lines stand to the right."""
 MOST_SERIES = 6
@@ -24,6 +26,8 @@ STYLES = (
 """Colour and dashes of each line: both differ, for eyes and prints without colour."""
 LABEL_GAP = 13.0
 """Least distance of two names, pixels."""
+LEAST_SPAN = 0.01
+"""Of the y axis: smaller differences should not fill a picture."""
 MOST_CELLS = 12
 """Rows or columns of a heat map that can be read."""
 
@@ -130,7 +134,8 @@ def chart(
     found = {
         (name, x): _mean_and_error(members, metric) for name, points in groups.items() for x, members in points.items()
     }
-    low, high = _bounds([mean - error for mean, error in found.values()], [m + e for m, e in found.values()])
+    y_ticks = _round_ticks([mean - error for mean, error in found.values()], [m + e for m, e in found.values()])
+    low, high = y_ticks[0], y_ticks[-1]
     left, top, right, bottom = PLOT
 
     def x_at(value: Any) -> float:
@@ -156,7 +161,7 @@ def chart(
         x=axes.x,
         series=axes.series,
         x_ticks=ticks,
-        y_ticks=[(y_at(value), f"{value:.{_digits(high - low)}f}") for value in np.linspace(low, high, 5)],
+        y_ticks=[(y_at(value), f"{value:.{_digits(y_ticks[1] - y_ticks[0])}f}") for value in y_ticks],
         lines=_spread(lines),
         connected=listed and len(values) > 1,
     )
@@ -176,20 +181,22 @@ def _mean_and_error(trials: Sequence[Mapping[str, Any]], metric: str) -> tuple[f
     if len(values) > 1:
         return mean, float(np.std(values, ddof=1))
     if metric == "agreement":
-        return mean, math.sqrt(mean * (1 - mean) / trials[0]["references_left_out"])
+        return mean, share_error(mean, trials[0]["references_left_out"])
     return mean, 0.0
 
 
-def _bounds(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]:
-    """Limits of the y axis with some room, of shares not beyond 0 and 1."""
+def _round_ticks(lows: Sequence[float], highs: Sequence[float]) -> list[float]:
+    """Round numbers around all values, three to seven of them, 1, 2 or 5 times a power of ten apart."""
     low, high = min(lows), max(highs)
-    room = max(0.08 * (high - low), 0.005)
-    inside = low >= 0 and high <= 1
-    return (max(0.0, low - room), min(1.0, high + room)) if inside else (low - room, high + room)
+    span = max(high - low, LEAST_SPAN)
+    power = 10.0 ** math.floor(math.log10(span / 3))
+    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * number for number in range(first, max(last, first + 1) + 1)]
 
 
-def _digits(span: float) -> int:
-    return max(1, min(4, 1 - math.floor(math.log10(span))))
+def _digits(step: float) -> int:
+    return max(1, math.ceil(-math.log10(step) - 1e-9))
 
 
 def _spread(lines: Sequence[Line]) -> list[Line]:
@@ -220,6 +227,8 @@ def heat_map(
         if value is not None:
             place = _hashable(trial["point"][axes.series]), _hashable(trial["point"][axes.x])
             found.setdefault(place, []).append(value)
+    if not found:
+        return None
     means = {place: float(np.mean(values)) for place, values in found.items()}
     low, high = min(means.values()), max(means.values())
 
