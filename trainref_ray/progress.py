@@ -89,11 +89,11 @@ class Reporter:
     def plain(self, line: str) -> None:
         """A line where there is no live bar."""
         if self._live is None:
-            self.console.print(line, highlight=False, markup=False)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def message(self, line: str) -> None:
         """A line in any case."""
-        self.console.print(line, highlight=False, markup=False)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def update(self, stage: StageProgress, text: str, done: int, total: int) -> None:
         """Move the live bar, if there is one."""

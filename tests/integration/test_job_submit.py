@@ -1,8 +1,10 @@
-"""`ray job submit` on a running Ray with its dashboard: the job's exit, its table and its one-line error."""
+"""`ray job submit` of every job on a running Ray with its dashboard and token authentication: exits, logs, stop."""
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 from conftest import ROOT
 
 from trainref_ray import load_run
+from trainref_ray.results import load_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
@@ -35,11 +38,13 @@ PORTS = (
     "ray-client-server-port",
 )
 """Ports of a head that have fixed defaults, which another Ray on this machine may hold."""
+TOKEN = secrets.token_hex(32)
+"""Of this module's own Ray: without it every request is refused."""
 OPTIONS = (
     "--image-size=8",
     "--rounds=1",
+    "--pretrain.no-flip",
     "--limit=500",
-    "--pretrain.epochs=3",
     "--probe.learning-rate=0.05",
     "--vote.k=10",
     "--vote.near-duplicate=0.9999",
@@ -53,23 +58,26 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Head:
-    """A Ray with a dashboard, and the environment in which its commands find it."""
+    """A Ray with a dashboard, and the environment in which its commands find it and are let in."""
 
     address: str
     environment: dict[str, str]
 
-    def submit(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` of the curation from the repository's folder; standard output and error together."""
-        submit = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", "."]
+    def command(self, *parts: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`ray job ...` from the repository's folder; standard output and error together."""
         return subprocess.run(
-            [*submit, "--", "python", "jobs/curate_webvision.py", *options],
+            [str(BIN / "ray"), "job", *parts],
             cwd=ROOT,
-            env=self.environment,
+            env=self.environment | {"RAY_ADDRESS": self.address} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=JOB_SECONDS,
         )
+
+    def submit(self, job: str, *options: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` of a script in `jobs/`."""
+        return self.command("submit", "--working-dir", ".", *before, "--", "python", f"jobs/{job}", *options)
 
 
 def free_ports(count: int) -> list[int]:
@@ -87,7 +95,8 @@ def wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: Path)
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, f"{url} does not answer\n{log.read_text()}"
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+            with urllib.request.urlopen(request, timeout=5):
                 return
         except OSError:
             time.sleep(0.5)
@@ -98,10 +107,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head in a process group of its own, which alone is ended: `ray stop` would end every Ray of the machine."""
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
     environment |= {
         "HOME": str(home),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # the job's `python` is this one
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "NO_PROXY": "127.0.0.1",
     }
@@ -129,11 +140,45 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             process.wait()
 
 
-def test_a_submitted_job_curates_and_prints_its_table(head: Head, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    done = head.submit(*OPTIONS, f"--out={out}")
+@pytest.fixture(scope="module")
+def shards(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits as shards, written by a submitted `prepare_shards.py`."""
+    folder = tmp_path_factory.mktemp("shards") / "digits"
+    done = head.submit("prepare_shards.py", "digits", "--out", str(folder))
     assert done.returncode == 0, done.stdout
     assert "succeeded" in done.stdout
+    assert (folder / "classes.json").exists()
+    return folder
+
+
+def curation(shards: Path, out: Path, *, epochs: int) -> tuple[str, ...]:
+    data = ("--data", f"{shards}/train-*.tar", "--test-data", f"{shards}/test-*.tar", "--reference-per-class=3")
+    return (*data, *OPTIONS, f"--pretrain.epochs={epochs}", f"--out={out}")
+
+
+def wait_for(pattern: str, folder: Path, job: str, head: Head) -> None:
+    deadline = time.monotonic() + JOB_SECONDS
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, head.command("logs", job).stdout
+        time.sleep(0.1)
+
+
+def test_a_stopped_job_is_submitted_again_and_goes_on(head: Head, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    environment = '{"env_vars": {"TRAINREF_SHARED_DATA": "/nowhere"}}'
+    options = ("--no-wait", "--runtime-env-json", environment)
+    begun = head.submit("curate_cifar.py", *curation(shards, out, epochs=40), before=options)
+    assert begun.returncode == 0, begun.stdout
+    found = re.search("raysubmit_\\w+", begun.stdout)
+    assert found, begun.stdout
+    wait_for("round-0/pretrain-*/states/latest.json", out, found[0], head)
+    stopped = head.command("stop", found[0])
+    assert stopped.returncode == 0, stopped.stdout
+    assert "was stopped" in stopped.stdout
+    assert "pretrain" not in [path.name.split("-")[0] for path in out.glob("round-0/*/done.json")]
+    done = head.submit("curate_cifar.py", *curation(shards, out, epochs=40))
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"resuming: pretrain: \d+ of 40 epochs done", done.stdout), done.stdout
     run = load_run(str(out))
     assert run.summary["counts"]["samples"] == 500
     table = [line for line in done.stdout.splitlines() if line.startswith("│ trainref ")]
@@ -142,8 +187,25 @@ def test_a_submitted_job_curates_and_prints_its_table(head: Head, tmp_path: Path
     assert f"report: {out}/report/index.html" in done.stdout
 
 
+def test_a_submitted_sweep_ranks_its_trials(head: Head, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("vote.k: {grid: [5, 10]}")
+    out = tmp_path / "sweep"
+    space = ("--space", str(tmp_path / "space.yaml"))
+    done = head.submit("sweep.py", *space, *curation(shards, out, epochs=1))
+    assert done.returncode == 0, done.stdout
+    assert {row["status"] for row in load_sweep(str(out)).summary["trials"]} == {"complete"}
+    assert f"report: {out}/report/sweep.html" in done.stdout
+
+
+def test_without_the_token_nothing_is_submitted(head: Head, tmp_path: Path) -> None:
+    done = head.command("list", RAY_AUTH_TOKEN="0" * 64)
+    assert done.returncode != 0
+    assert "raysubmit_" not in done.stdout
+
+
 def test_a_wrong_option_ends_the_job_with_its_one_line(head: Head, tmp_path: Path) -> None:
-    done = head.submit("--data", str(tmp_path / "none-*.tar"), "--reference-per-class=1", f"--out={tmp_path / 'run'}")
+    wrong = ("--data", str(tmp_path / "none-*.tar"), "--reference-per-class=1", f"--out={tmp_path / 'run'}")
+    done = head.submit("curate_webvision.py", *wrong)
     assert done.returncode == 1, done.stdout
     assert "failed" in done.stdout
     errors = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
