@@ -191,6 +191,8 @@ class ReportSettings(Settings):
 
     gallery: int = Field(24, ge=0, le=500)
     """Images in each gallery."""
+    random_ood: int = Field(100, ge=0, le=1000)
+    """Images on the page of those called out of distribution, drawn at random; 0 = no such page."""
 
 
 class ResourceSettings(Settings):

@@ -20,7 +20,7 @@ from trainref_ray.report.content import (
     SupporterCard,
     Table,
 )
-from trainref_ray.report.page import render
+from trainref_ray.report.page import render, render_ood
 from trainref_ray.report.summary import UNKNOWN, curated_class_counts, test_logits, true_labels, usable_decisions
 from trainref_ray.results import CurationRun
 from trainref_ray.training.calibrate import softmax
@@ -69,9 +69,13 @@ Fetch = Callable[[np.ndarray], Mapping[int, bytes]]
 
 
 def build_report(run: CurationRun, fetch: Fetch) -> None:
-    """Write `report/index.html` and `report/dataset_card.md` into the run folder."""
+    """Write `report/index.html`, `report/ood.html` and `report/dataset_card.md` into the run folder."""
     content = collect(run, fetch)
     run.storage.write_bytes("report/index.html", render(content).encode())
+    if content.random_ood:
+        run.storage.write_bytes("report/ood.html", render_ood(content).encode())
+    else:
+        run.storage.remove("report/ood.html")  # of an earlier start
     run.storage.write_bytes("report/dataset_card.md", dataset_card(content).encode())
 
 
@@ -87,10 +91,11 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
     decisions = usable_decisions(run)
     gallery = gallery_rows(decisions, config.report.gallery, config.seed)
     strange = _strangest(decisions, config.report.gallery)
+    random_ood = _random_ood(decisions, config.report.random_ood, config.seed)
     uids = decisions["uid"].to_numpy()
     supporters = _supporters_of(run, uids[gallery])
     needed = np.unique(
-        np.concatenate([uids[gallery], uids[strange], *[found["uid"] for found in supporters]]).astype(np.int64)
+        np.concatenate([uids[gallery], uids[strange], uids[random_ood], *[found["uid"] for found in supporters]]).astype(np.int64)
     )
     images = fetch(needed)
     truth = true_labels(run, uids)
@@ -112,6 +117,7 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
             _card(run, decisions, row, images, truth, found) for row, found in zip(gallery, supporters, strict=True)
         ],
         ood_gallery=[_card(run, decisions, row, images, truth, None) for row in strange],
+        random_ood=[_card(run, decisions, row, images, truth, None) for row in random_ood],
         quarantine=[
             (row["key"], str(row["uid"] >> 32), row["reason"])
             for row in quarantined.slice(0, SHOWN_QUARANTINED).to_pylist()
@@ -142,6 +148,12 @@ def _strangest(decisions: pa.Table, size: int) -> list[int]:
     decision = np.array(decisions["decision"].to_pylist())
     rows = np.flatnonzero(decision == "ood")
     return rows[np.argsort(-decisions["ood_score"].to_numpy()[rows], kind="stable")][:size].tolist()
+
+
+def _random_ood(decisions: pa.Table, size: int, seed: int) -> list[int]:
+    """Rows of images called out of distribution, at random."""
+    rows = np.flatnonzero(np.array(decisions["decision"].to_pylist()) == "ood")
+    return np.random.default_rng(seed).permutation(rows)[:size].tolist()
 
 
 def _supporters_of(run: CurationRun, uids: np.ndarray) -> list[dict[str, Any]]:

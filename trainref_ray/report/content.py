@@ -175,7 +175,8 @@ class ReportContent:
         curated_counts: [C] sums of the soft labels.
         true_counts: [C] samples of each true label, None where they are not known.
         gallery: samples with their soft labels.
-        ood_gallery: samples called out-of-distribution.
+        ood_gallery: samples called out-of-distribution, the strangest first.
+        random_ood: samples called out-of-distribution, drawn at random.
         quarantine: key, shard and reason of the first samples that could not be used.
         quarantine_total: all of them.
         reliability: diagrams, e.g. before and after temperature scaling.
@@ -196,6 +197,7 @@ class ReportContent:
     true_counts: Sequence[float] | None = None
     gallery: Sequence[SampleCard] = ()
     ood_gallery: Sequence[SampleCard] = ()
+    random_ood: Sequence[SampleCard] = ()
     quarantine: Sequence[tuple[str, str, str]] = ()
     quarantine_total: int = 0
     reliability: Sequence[Reliability] = ()

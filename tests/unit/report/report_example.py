@@ -60,6 +60,7 @@ EXAMPLE = ReportContent(
     ood_gallery=[
         SampleCard("patch-1", digit(40), "two", "none of the classes", "ood", 0.1, 0.93, "0.930 is above 0.5")
     ],
+    random_ood=[SampleCard("patch-2", digit(41), "two", "none of the classes", "ood", 0.1, 0.7, "0.700 is above 0.5")],
     quarantine=[("k-1", "3", "image cannot be decoded"), ("k-2", "3", "no label")],
     quarantine_total=2,
     reliability=[

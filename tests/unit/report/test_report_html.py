@@ -19,6 +19,7 @@ from trainref_ray.report.page import (
     format_percent,
     format_value,
     render,
+    render_ood,
     write,
 )
 
@@ -91,7 +92,7 @@ def test_nothing_is_fetched_and_only_the_own_style_and_script_are_allowed() -> N
     assert not re.search(r"url\(\s*[\"']?(?!#hatch-\d+\))", html)
     assert "@import" not in html
     page = Page(html)
-    assert all(link["href"] is not None and link["href"].startswith(("#", "data:")) for link in page.all("a"))
+    assert all(link["href"] is not None and link["href"].startswith(("#", "ood.html")) for link in page.all("a"))
     assert all(image["src"] is not None and image["src"].startswith("data:image/") for image in page.all("img"))
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
@@ -211,3 +212,22 @@ def test_settings_are_flat_and_passwords_hidden() -> None:
 def test_write(tmp_path: Path) -> None:
     write(EXAMPLE, tmp_path / "index.html")
     assert (tmp_path / "index.html").read_text(encoding="utf-8") == render(EXAMPLE)
+
+
+def test_the_page_of_random_ood_images_shows_each_and_marks_those_of_a_class() -> None:
+    foreign = EXAMPLE.ood_gallery[0]
+    known = dataclasses.replace(foreign, key="digit-1", truth="three")
+    page = Page(render_ood(dataclasses.replace(EXAMPLE, random_ood=[foreign, known])))
+    assert "2 of the 98 images" in page.text
+    assert page.text.count("is three") == 1
+    assert "is none of the classes" not in page.text
+    assert len(page.all("img")) == 2
+    assert [link["href"] for link in page.all("a")] == ["index.html#ood"]
+
+
+def test_hostile_text_on_the_page_of_random_ood_images_stays_text() -> None:
+    hostile = dataclasses.replace(sample("ood", ATTACK, ATTACK), key=QUOTES, truth=ATTACK, reason=ATTACK)
+    html = render_ood(dataclasses.replace(EXAMPLE, random_ood=[hostile]))
+    assert ATTACK not in html
+    assert "<script" not in html
+    assert Page(html).text.count(ATTACK) == 2
