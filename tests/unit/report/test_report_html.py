@@ -108,7 +108,7 @@ def test_images_have_alternatives_tables_have_heads_and_links_have_targets() -> 
     assert len(page.all("table")) == len(page.all("caption"))
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {str(link["href"]).removeprefix("#") for link in page.all("a")} <= set(ids)
+    assert {str(link["href"]).removeprefix("#") for link in page.all("a")} <= {*ids, "ood.html"}
 
 
 def test_the_figures_of_the_run_are_on_the_page() -> None:
