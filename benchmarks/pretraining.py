@@ -1,6 +1,6 @@
 """Pre-training on noisy labels against pre-training without labels, at equal numbers of image passes, on CIFAR-10.
 
-    OMP_NUM_THREADS=2 python benchmarks/pretraining.py --cifar10 DIR --seeds 3 --epochs 16
+    OMP_NUM_THREADS=2 python benchmarks/pretraining.py --cifar10 DIR --seeds 3 --epochs 40
 
 DIR holds `train-*.npz` and `test.npz` with `residual` and `label` (see `read_images`). Writes
 benchmarks/results/pretraining.md. A contrastive epoch puts each image through the model twice, so it gets half the
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -114,81 +116,98 @@ def probe_accuracy(
     return float((probe.probabilities(test_vectors)[0].argmax(1) == test_labels).mean())
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One seed: its references, its noisy labels by kind of noise, the figures of every model by noise and name."""
+
+    config: Config
+    images: np.ndarray
+    truth: np.ndarray
+    test_images: np.ndarray
+    test_truth: np.ndarray
+    references: np.ndarray
+    noisy: dict[str, np.ndarray]
+
+    def measure(self, model: Classifier, noise: str, seconds: float) -> list[float]:
+        """The values of `FIGURES` of one model under one noise."""
+        vectors, rows = embed(model, self.images), self.references
+        found = curated(vectors, self.noisy[noise], self.truth, rows, self.config)
+        found["probe_on_references"] = probe_accuracy(
+            vectors[rows], self.truth[rows], embed(model, self.test_images), self.test_truth, self.config.seed
+        )
+        found["seconds"] = seconds
+        print(self.config.seed, noise, {name: round(value, 4) for name, value in found.items()}, flush=True)
+        return [found[name] for name in FIGURES]
+
+    def models(self, epochs: int) -> Iterator[tuple[str, str, Classifier, float]]:
+        """Each noise with each name, model and the seconds of its training."""
+        seed, preset = self.config.seed, self.config.model_dump()
+        torch.manual_seed(seed)
+        untrained = build(ModelSpec("cnn_small", 0, SIDE))
+        half = {"objective": "contrastive", "epochs": epochs // 2}
+        started = time.perf_counter()
+        model = pretrained(self.images, None, None, make_config(preset, {"pretrain": half}).pretrain, seed)
+        seconds = time.perf_counter() - started
+        settings = make_config(preset, {"pretrain": {"epochs": epochs}}).pretrain
+        rows = np.setdiff1d(np.arange(len(self.truth)), self.references)
+        validation = (self.images[self.references], self.truth[self.references])
+        for noise, labels in self.noisy.items():
+            yield noise, "none", untrained, 0.0
+            yield noise, "contrastive", model, seconds
+            started = time.perf_counter()
+            supervised = pretrained(self.images[rows], labels[rows], validation, settings, seed)
+            yield noise, "supervised", supervised, time.perf_counter() - started
+
+
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=16, help="of the supervised pre-training; even")
+    parser.add_argument("--epochs", type=int, default=40, help="of the supervised pre-training; even")
     parser.add_argument("--noise", nargs="+", default=["symflip:0.4", "symflip:0.8"])
-    parser.add_argument("--contrastive-rate", type=float, default=0.1)
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     images, truth = read_images(arguments.cifar10 / "train-0.npz")
     images, truth = images[: arguments.images], truth[: arguments.images]
     test_images, test_truth = read_images(arguments.cifar10 / "test.npz")
-    test_images, test_truth = test_images[:TEST_IMAGES], test_truth[:TEST_IMAGES]
-    preset = load_preset("cifar10")
-    rows: dict[tuple[str, str], list[list[float]]] = {}
+    values: dict[tuple[str, str], list[list[float]]] = {}
     for seed in range(arguments.seeds):
-        config = make_config(preset, {"seed": seed})
-        references = draw_references(np.arange(len(truth)), truth, per_class=10, classes=CLASSES, seed=seed)
-        validation = (images[references], truth[references])
-        noisy = {noise: inject(truth, CLASSES, noise, seed) for noise in arguments.noise}
+        trial = Trial(
+            make_config(load_preset("cifar10"), {"seed": seed}),
+            images,
+            truth,
+            test_images[:TEST_IMAGES],
+            test_truth[:TEST_IMAGES],
+            draw_references(np.arange(len(truth)), truth, per_class=10, classes=CLASSES, seed=seed),
+            {noise: inject(truth, CLASSES, noise, seed) for noise in arguments.noise},
+        )
+        for noise, name, model, seconds in trial.models(arguments.epochs):
+            print(name, end=" ")
+            values.setdefault((noise, name), []).append(trial.measure(model, noise, seconds))
+    content = table(values, arguments.images, arguments.epochs)
+    (Path(__file__).parent / "results" / "pretraining.md").write_text(content)
+    print(content)
 
-        def measure(name: str, model: Classifier, noises: list[str], seconds: float) -> None:
-            vectors, test_vectors = embed(model, images), embed(model, test_images)
-            probe = probe_accuracy(vectors[references], truth[references], test_vectors, test_truth, seed)
-            for noise in noises:
-                found = curated(vectors, noisy[noise], truth, references, config) | {
-                    "probe_on_references": probe,
-                    "seconds": seconds,
-                }
-                rows.setdefault((noise, name), []).append([found[figure] for figure in FIGURES])
-                print(seed, noise, name, {figure: round(value, 4) for figure, value in found.items()}, flush=True)
 
-        torch.manual_seed(seed)
-        measure("no training", build(ModelSpec("cnn_small", 0, SIDE)), arguments.noise, 0.0)
-        contrastive = make_config(
-            preset,
-            {
-                "pretrain": {
-                    "objective": "contrastive",
-                    "epochs": arguments.epochs // 2,
-                    "learning_rate": arguments.contrastive_rate,
-                }
-            },
-        ).pretrain
-        started = time.perf_counter()
-        model = pretrained(images, None, None, contrastive, seed)
-        measure("contrastive", model, arguments.noise, time.perf_counter() - started)
-        supervised = make_config(preset, {"pretrain": {"epochs": arguments.epochs}}).pretrain
-        free = np.setdiff1d(np.arange(len(truth)), references)
-        for noise in arguments.noise:
-            started = time.perf_counter()
-            model = pretrained(images[free], noisy[noise][free], validation, supervised, seed)
-            measure("supervised", model, [noise], time.perf_counter() - started)
-    passes = arguments.epochs * arguments.images
+def table(values: dict[tuple[str, str], list[list[float]]], images: int, epochs: int) -> str:
+    """Markdown: a row for each noise and pre-training, mean and standard deviation over the seeds."""
+    seeds = len(next(iter(values.values())))
     lines = [
-        f"{arguments.images:,} CIFAR-10 images, `cnn_small`, {passes:,} image passes ({arguments.epochs} supervised or "
-        f"{arguments.epochs // 2} contrastive epochs), 10 references a class, preset cifar10, {arguments.seeds} seeds: "
-        f"mean ± standard deviation. probe_on_references: {TEST_IMAGES:,} test images, head trained on the references.",
+        f"{images:,} CIFAR-10 images, `cnn_small`, {images * epochs:,} image passes ({epochs} supervised or "
+        f"{epochs // 2} contrastive epochs), 10 references a class, preset cifar10, {seeds} seeds: mean ± standard "
+        f"deviation. probe_on_references: accuracy on {TEST_IMAGES:,} test images of a head trained on the references.",
         "",
         "| noise | pre-training | " + " | ".join(FIGURES) + " |",
         "|---" * (len(FIGURES) + 2) + "|",
     ]
-    for (noise, name), values in sorted(rows.items()):
-        table = np.array(values)
-        deviation = table.std(axis=0, ddof=1) if len(table) > 1 else np.zeros(len(FIGURES))
-        digits = [3] * (len(FIGURES) - 1) + [0]
-        cells = [
-            f"{mean:.{n}f} ± {spread:.{n}f}" for mean, spread, n in zip(table.mean(0), deviation, digits, strict=True)
-        ]
+    for (noise, name), rows in sorted(values.items()):
+        mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=min(1, seeds - 1))
+        digits = [0 if figure == "seconds" else 3 for figure in FIGURES]
+        cells = [f"{one:.{n}f} ± {other:.{n}f}" for one, other, n in zip(mean, spread, digits, strict=True)]
         lines.append(f"| {noise} | {name} | " + " | ".join(cells) + " |")
-    content = "\n".join(lines) + "\n"
-    (Path(__file__).parent / "results" / "pretraining.md").write_text(content)
-    print(content)
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
