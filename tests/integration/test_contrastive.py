@@ -20,8 +20,11 @@ from trainref_ray.results import CurationRun
 
 pytestmark = pytest.mark.ray
 
-CONTRASTIVE = {"pretrain": {"objective": "contrastive", "epochs": 8, "crop": True, "contrastive_area": 0.6}}
-PROJECT_SETTINGS = {"tracking": {"enabled": True}}
+CONTRASTIVE = {
+    "pretrain": {"objective": "contrastive", "epochs": 8, "crop": True, "contrastive_area": 0.6},
+    "finetune": {"epochs": 15, "learning_rate": 0.1},
+    "tracking": {"enabled": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def shards(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, shards: Path, *changes: dict[str, Any]) -> CurationRun:
     data = {"data": [str(shards / "train-*.tar")], "test_data": [str(shards / "test-*.tar")]}
-    return curate(make_config(TINY, CONTRASTIVE, PROJECT_SETTINGS, data, {"out": str(folder)}, *changes))
+    return curate(make_config(TINY, CONTRASTIVE, data, {"out": str(folder)}, *changes))
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +70,8 @@ def test_what_needs_a_trained_head_is_left_out(run: CurationRun, capsys: pytest.
 def test_the_curation_and_the_fine_tuned_model_work(run: CurationRun) -> None:
     metrics = run.summary["metrics"]
     assert metrics["noise_auroc"] > 0.8
-    assert metrics["relabel_accuracy"] > 0.7
-    assert metrics["accuracy"] > 0.3  # two epochs from a fresh head
+    assert metrics["relabel_accuracy"] > 0.64  # 0.6 of the given labels are right
+    assert metrics["accuracy"] > 0.6  # from a fresh head
     assert 0.05 <= run.summary["temperature"] <= 20
     _, logits = predict(run.model(), np.zeros((1, 8, 8, 3), np.uint8))
     assert logits.shape == (1, 10)
@@ -83,7 +86,8 @@ def test_other_labels_and_references_share_it_and_without_fine_tuning_there_is_n
     def relabel(name: str, content: bytes) -> bytes:
         if not name.endswith(".json"):
             return content
-        return json.dumps(json.loads(content) | {"label": int(random.integers(10))}).encode()
+        fields = json.loads(content)
+        return json.dumps(fields | {"label": (fields["label"] + int(random.random() < 0.3)) % 10}).encode()
 
     for shard in sorted(shards.glob("train-*.tar")):
         rewrite(shard, shard.with_suffix(".new"), relabel)
