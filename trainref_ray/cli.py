@@ -101,24 +101,34 @@ def sweep_command(arguments: Sequence[str]) -> int:
     """`sweep`: its own options, then those of the curation. Returns the exit code."""
 
     def command() -> None:
-        if "--space" not in [argument.partition("=")[0] for argument in arguments] and not _asks_for_help(arguments):
-            raise ConfigError("--space FILE is missing: a YAML file such as jobs/sweeps/k.yaml")
-        settings, rest = tyro.cli(
-            SweepSettings,
-            args=list(arguments),
-            prog="sweep",
-            return_unknown_args=True,
-            description="Try settings of a curation and rank them by references left out: sweep --preset NAME --space "
-            "FILE --out DIR. All options of `trainref curate` are taken too, for every trial.",
-        )
-        config = parse_curate(rest, default_preset=None)
-        if config.out.startswith("runs/") and "--out" not in [argument.partition("=")[0] for argument in rest]:
-            config = make_config(config.model_dump(), {"out": f"runs/sweep-{config.out.removeprefix('runs/')}"})
+        config, settings = parse_sweep(arguments)
         from trainref_ray.distributed.sweep import sweep  # imported late: wrong options are told at once
 
         print_sweep(sweep(config, settings))
 
     return run_command(command)
+
+
+def parse_sweep(arguments: Sequence[str]) -> tuple[Config, SweepSettings]:
+    """Settings of the curation and of the sweep from one command line.
+
+    Raises:
+        ConfigError: as `parse_curate`, or there is no `--space`.
+    """
+    if "--space" not in [argument.partition("=")[0] for argument in arguments] and not _asks_for_help(arguments):
+        raise ConfigError("--space FILE is missing: a YAML file such as jobs/sweeps/k.yaml")
+    settings, rest = tyro.cli(
+        SweepSettings,
+        args=list(arguments),
+        prog="sweep",
+        return_unknown_args=True,
+        description="Try settings of a curation and rank them by references left out: sweep --preset NAME --space "
+        "FILE --out DIR. All options of `trainref curate` are taken too, for every trial.",
+    )
+    config = parse_curate(rest, default_preset=None)
+    if config.out.startswith("runs/") and "--out" not in [argument.partition("=")[0] for argument in rest]:
+        config = make_config(config.model_dump(), {"out": f"runs/sweep-{config.out.removeprefix('runs/')}"})
+    return config, settings
 
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:

@@ -43,7 +43,8 @@ class ModelSettings(Settings):
     """The backbone beyond its name and image size."""
 
     weights: str = "none"
-    """none (from scratch), public (torchvision's weights for this backbone) or a safetensors file of this project's."""
+    """none (from scratch), public (torchvision's weights for this backbone) or a path that every node reaches: the
+    `model/` folder of an earlier run, or a safetensors file of this project's."""
     cifar_stem: bool | None = None
     """ResNets: 3x3 stem without pooling, for small images; by default on below 64 px."""
 
@@ -77,6 +78,31 @@ class TrainSettings(Settings):
     """Keep the epoch with the lowest loss on the held-out references, not the last one."""
     freeze_backbone: bool = False
     """Train the head alone."""
+
+
+class PretrainSettings(TrainSettings):
+    """What the first embeddings come from.
+
+    Without labels (contrastive, none) the model has no head until it is fine-tuned: it predicts nothing, and there is
+    no cross-entropy baseline. The contrastive objective ignores keep_best (no label chooses an epoch: the last one is
+    kept), mixup and label_smoothing; none ignores all of this group.
+    """
+
+    objective: Literal["supervised", "contrastive", "none"] = "supervised"
+    """On the noisy labels; on pairs of views of all images, no label read (SimCLR); or model.weights as they are."""
+    contrastive_temperature: float = Field(0.5, gt=0)
+    """Of the contrastive loss; lower = the nearest other images weigh more."""
+    contrastive_area: float = Field(0.2, gt=0, le=1)
+    """Contrastive views: smallest share of an image in a crop, which is then enlarged; 1 = crops as of `crop` alone."""
+    contrastive_jitter: float = Field(0.5, ge=0, le=1)
+    """Contrastive views: strength of the colour changes, SimCLR's 0.5 for CIFAR-10 and 1 for ImageNet; 0 = off."""
+    projection_width: int = Field(128, ge=2)
+    """Outputs of the projection behind the features, which is thrown away after a contrastive pre-training."""
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the pre-training has a head that is trained on the given labels."""
+        return self.objective == "supervised"
 
 
 class FinetuneSettings(TrainSettings):
@@ -274,7 +300,7 @@ class Config(Settings):
 
     read: ReadSettings = ReadSettings()
     model: ModelSettings = ModelSettings()
-    pretrain: TrainSettings = TrainSettings(keep_best=True)
+    pretrain: PretrainSettings = PretrainSettings(keep_best=True)
     probe: ProbeSettings = ProbeSettings()
     augment: AugmentSettings = AugmentSettings()
     vote: VoteSettings = VoteSettings()
@@ -312,6 +338,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "inventory": ("label_field", "truth_field", "limit", "read", "classes"),
     "noisy": ("seed", "noise"),
     "pretrain": ("seed", "backbone", "image_size", "model", "pretrain", "calibrate"),
+    "pretrain_label_free": ("seed", "backbone", "image_size", "model", "pretrain"),
     "embeddings": ("backbone", "image_size", "model"),
     "probe": ("seed", "probe"),
     "evidence": (),
@@ -417,6 +444,15 @@ def _check_together(config: Config) -> None:
         raise ConfigError("give reference (a file) or reference_per_class, not both")
     if config.vote.vote_weight + config.vote.influence_weight + config.vote.model_weight <= 0:
         raise ConfigError("one of vote.vote_weight, vote.influence_weight, vote.model_weight must be above 0")
+    if config.pretrain.objective == "none" and config.model.weights == "none":
+        raise ConfigError(
+            "pretrain.objective none uses model.weights as they are, and model.weights is none; "
+            "give public or a path, or allowed objectives: supervised, contrastive"
+        )
+    if config.pretrain.objective == "contrastive" and config.pretrain.freeze_backbone:
+        raise ConfigError(
+            "pretrain.objective contrastive trains the backbone alone; leave pretrain.freeze_backbone out"
+        )
 
 
 def _explain(error: ValidationError) -> str:

@@ -81,13 +81,15 @@ REFERENCES = pa.schema(
 )
 
 
-def embeddings(width: int) -> pa.Schema:
-    """Table of unit-norm embeddings of `width` float16 components."""
+def embeddings(width: int, *, head: bool = True) -> pa.Schema:
+    """Table of unit-norm embeddings of `width` float16 components; without a trained head `model_class` is null."""
     return pa.schema(
         [
             _column("uid", pa.int64(), "shard_id << 32 | row"),
             _column("embedding", pa.list_(pa.float16(), width), "unit norm"),
-            _column("model_class", pa.int32(), "the class that the embedding model's own head would give"),
+            _column(
+                "model_class", pa.int32(), "the class that the embedding model's own head would give", nullable=not head
+            ),
         ]
     )
 

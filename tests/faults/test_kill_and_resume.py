@@ -17,7 +17,7 @@ import ray
 import yaml
 from conftest import ROOT, TINY
 
-from trainref_ray import load_run
+from trainref_ray import curate, load_run, make_config
 from trainref_ray.results import CurationRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -31,13 +31,17 @@ MOMENTS = (
 )
 """Files whose appearance is the moment of the kill."""
 MANY_EPOCHS = 500
+CONTRASTIVE_EPOCHS = 60
+"""So many that a kill after the first comes before the last, a second or so of a worker that outlives its driver."""
 NOTHING_NEW = 120
 """Seconds in which a file must appear, starting Ray's workers included."""
 
 
-def job(folder: Path, *, own_ray: bool = False, epochs: int = TINY["pretrain"]["epochs"]) -> subprocess.Popen[str]:
+def job(
+    folder: Path, *, own_ray: bool = False, epochs: int = TINY["pretrain"]["epochs"], objective: str = "supervised"
+) -> subprocess.Popen[str]:
     """The curation as a process of its own, leader of its group, on the session's Ray or on one that it starts."""
-    settings = TINY | {"pretrain": TINY["pretrain"] | {"epochs": epochs}}
+    settings = TINY | {"pretrain": TINY["pretrain"] | {"epochs": epochs, "objective": objective}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "jobs/curate_webvision.py", "--preset", str(folder / "tiny.yaml")]
@@ -104,6 +108,26 @@ def test_the_last_start_goes_on_from_the_last_epoch(killed: tuple[Path, str]) ->
     assert "resuming: pretrain: done before" in killed[1]
     # a worker lives a moment longer than its driver, and may have written one more epoch, or the model
     assert re.search("resuming: round 1 finetune: ([12] of 2 epochs done|done before)", killed[1]), killed[1]
+
+
+def test_a_killed_contrastive_pretraining_goes_on_and_ends_like_an_undisturbed_one(
+    local_ray: None, tmp_path: Path
+) -> None:
+    settings = {"pretrain": {"epochs": CONTRASTIVE_EPOCHS, "objective": "contrastive"}}
+    whole = curate(make_config(TINY, settings, {"out": str(tmp_path / "whole")}))
+    options: dict[str, Any] = {"epochs": CONTRASTIVE_EPOCHS, "objective": "contrastive"}
+    code, output = stop_at(job(tmp_path, **options), tmp_path, "round-0/pretrain-*/states/latest.json", signal.SIGKILL)
+    assert code == -signal.SIGKILL, output
+    process = job(tmp_path, **options)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    found = re.search(rf"resuming: pretrain: (\d+) of {CONTRASTIVE_EPOCHS} epochs done", output)
+    assert found, output
+    assert 1 <= int(found[1]) < CONTRASTIVE_EPOCHS
+    run = load_run(str(tmp_path / "run"))
+    for name in ("embeddings", "decisions"):
+        assert run.table(name).equals(whole.table(name)), name
+    assert run.predictions(1).equals(whole.predictions(1))
 
 
 def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path: Path) -> None:

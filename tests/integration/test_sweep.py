@@ -151,12 +151,14 @@ def test_noise_is_put_into_clean_labels_and_fewer_references_are_judged_by_the_o
 
 
 def test_a_trial_that_fails_does_not_end_the_others(local_ray: None, tmp_path: Path) -> None:
-    missing = str(tmp_path / "missing.safetensors")
-    finished, printed = start(tmp_path, {"model.weights": {"grid": [missing, "none"]}}, pretrain={"epochs": 1})
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors")
+    space = {"model.weights": {"grid": [str(broken), "none"]}}
+    finished, printed = start(tmp_path, space, pretrain={"epochs": 1})
     rows = {row["point"]["model.weights"]: row for row in finished.summary["trials"]}
     assert rows["none"]["status"] == "complete"
-    assert rows[missing]["status"] == "failed"
-    assert "missing.safetensors" in rows[missing]["error"]
+    assert rows[str(broken)]["status"] == "failed"
+    assert "training failed" in rows[str(broken)]["error"]
     assert "failed: " in printed
     assert [entry["setting"]["model.weights"] for entry in finished.summary["settings"]] == ["none"]
 

@@ -16,6 +16,10 @@ from trainref_ray.errors import ConfigError
         ({"vote": {"k": 0}}, ["vote.k", "0", "greater than or equal to 1"]),
         ({"ood": {"score": "x"}}, ["ood.score", "'x'", "mahalanobis"]),
         ({"reference": "a.csv", "reference_per_class": 1}, ["not both"]),
+        ({"pretrain": {"objective": "simclr"}}, ["pretrain.objective", "'simclr'", "'contrastive'"]),
+        ({"pretrain": {"objective": "none"}}, ["model.weights is none", "contrastive"]),
+        ({"pretrain": {"objective": "contrastive", "freeze_backbone": True}}, ["freeze_backbone"]),
+        ({"finetune": {"objective": "contrastive"}}, ["finetune.objective"]),
         ({"vote": {"vote_weight": 0, "influence_weight": 0, "model_weight": 0}}, ["must be above 0"]),
     ],
 )
@@ -58,3 +62,13 @@ def test_stage_settings_exist() -> None:
     for names in STAGE_SETTINGS.values():
         for name in names:
             setting(Config(), name)
+
+
+def test_label_free_pretraining_does_not_depend_on_what_the_references_decide() -> None:
+    base = make_config({"pretrain": {"objective": "contrastive"}})
+    other = make_config(
+        {"pretrain": {"objective": "contrastive"}, "calibrate": {"per_class": 3}, "reference_per_class": 7}
+    )
+    assert fingerprint(base, "pretrain_label_free") == fingerprint(other, "pretrain_label_free")
+    cooler = make_config({"pretrain": {"objective": "contrastive", "contrastive_temperature": 0.1}})
+    assert fingerprint(base, "pretrain_label_free") != fingerprint(cooler, "pretrain_label_free")

@@ -18,6 +18,7 @@ from trainref_ray.data.images import stored_size
 from trainref_ray.data.samples import SampleFormat
 from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.session import Cluster
+from trainref_ray.models.backbones import weights_path
 from trainref_ray.progress import Reporter
 from trainref_ray.run import Stage, Storage, claimed
 from trainref_ray.schemas import OK, SHARD_BITS
@@ -46,8 +47,7 @@ class Inputs:
     reference_rows: list[tuple[str, int]] | None
 
 
-def _no_references() -> References:
-    return References(np.zeros(0, np.int64), np.zeros(0, np.int64))
+NO_REFERENCES = References(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Context:
     usable: dict[int, int] = field(default_factory=dict)
     names: dict[str, Any] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
-    references: References = field(default_factory=_no_references)
+    references: References = NO_REFERENCES
 
     @property
     def shards(self) -> list[ShardRead]:
@@ -143,6 +143,19 @@ class Context:
         """Changes with any training shard or its usable samples."""
         parts = [f"{shard.shard_id}:{shard.etag}:{self.usable[shard.shard_id]}" for shard in self.shards]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+    def image_digest(self) -> str:
+        """Changes with any usable training image and its place; not with labels, references or class names."""
+        samples = self.samples(["uid", "sha256"])
+        digest = hashlib.sha256(samples["uid"].to_numpy().tobytes())
+        digest.update("|".join(samples["sha256"].to_pylist()).encode())
+        return digest.hexdigest()[:16]
+
+    def weights_digest(self) -> tuple[str, ...]:
+        """The digest of the file of weights to start from, nothing if there is none: its path does not say what is in
+        it."""
+        path = weights_path(self.config.model.weights)
+        return () if path is None else (hashlib.sha256(path.read_bytes()).hexdigest()[:16],)
 
     def held_out(self) -> References:
         """References that no training sees: they choose the epoch and the temperature. The first of each class by a

@@ -56,12 +56,13 @@ def _reused(context: Context, output: Output) -> bool:
 
 def _apply(context: Context, model: Stage, started: list[tuple[Output, list[ShardRead]]]) -> None:
     """Outputs with their missing shards."""
-    width = context.storage.read_json(model.path("model/model.json"))["width"]
+    described = context.storage.read_json(model.path("model/model.json"))
+    embedded = embeddings(described["width"], head=described["spec"]["classes"] > 0)
     full = [shard for _, missing in started for shard in missing if context.usable[shard.shard_id]]
     predicted = frozenset(shard.shard_id for output, missing in started if output.logits for shard in missing)
     blocks = _through_model(context, model, full, predicted) if full else iter(())
     for output, missing in started:
-        schema = predictions(context.classes) if output.logits else embeddings(width)
+        schema = predictions(context.classes) if output.logits else embedded
         _write(context, output, missing, schema, blocks)
 
 
@@ -146,17 +147,19 @@ class Embedder:
         self._batch = batch
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """One block, all of one shard: `embedding` and `model_class`, or `logits` for the shards to predict."""
+        """One block, all of one shard: `embedding` and `model_class` (null without a head), or `logits` for the shards
+        to predict."""
         from trainref_ray.models.backbones import predict
 
         pixels = pixels_of(block, self._side)
         vectors, logits = predict(self._model, pixels, device=self._device, bf16=self._bf16, batch=self._batch)
+        has_head = logits.shape[1] > 0
         wants_logits = block["uid"][0].as_py() >> SHARD_BITS in self._predicted
         return pa.table(
             {
                 "uid": block["uid"],
                 "embedding": _rows(vectors, pa.float16(), keep=not wants_logits),
-                "model_class": logits.argmax(1).astype(np.int32),
+                "model_class": logits.argmax(1).astype(np.int32) if has_head else pa.nulls(len(logits), pa.int32()),
                 "logits": _rows(logits, pa.float32(), keep=wants_logits),
             }
         )

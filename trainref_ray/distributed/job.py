@@ -28,7 +28,7 @@ from trainref_ray.distributed.pipeline import Pipeline
 from trainref_ray.distributed.session import connect
 from trainref_ray.distributed.trainer import SCRATCH
 from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError
-from trainref_ray.models.backbones import check_backbone
+from trainref_ray.models.backbones import check_backbone, weights_path
 from trainref_ray.progress import Reporter
 from trainref_ray.report.collect import build_report
 from trainref_ray.report.summary import summarise
@@ -153,7 +153,8 @@ def log_run(tracker: Tracker, pipeline: Pipeline, summary: dict[str, Any]) -> No
         tracker.artifact(context.storage, name, "")
     for name in context.storage.names("report"):
         tracker.artifact(context.storage, f"report/{name}", "report")
-    tracker.model(context.storage, context.config.image_size, context.classes)
+    if summary["temperature"] is not None:  # else the model has no head, and predicts nothing
+        tracker.model(context.storage, context.config.image_size, context.classes)
 
 
 def check_settings(config: Config) -> None:
@@ -168,6 +169,12 @@ def check_settings(config: Config) -> None:
         check_backbone(config.backbone)
     except ValueError as error:
         raise ConfigError(f"setting 'backbone' is {config.backbone!r}: {error}") from None
+    path = weights_path(config.model.weights)
+    if path is not None and not path.is_file():
+        raise ConfigError(
+            f"setting 'model.weights' is {config.model.weights!r}: {path} does not exist; "
+            "allowed: none, public, a model/ folder of a run, or a safetensors file"
+        )
 
 
 def embedded_sample(config: Config, storage: Storage) -> Config:

@@ -44,12 +44,14 @@ def judge_round(
         None if there is no such reference: the only one of a class cannot be left out.
     """
     dealt = deal_folds(context.references.labels, folds, context.config.seed)
-    unseen = np.isin(context.references.uids, context.held_out().uids)
+    round_ = stages.decisions.round
+    trained_on_labels = round_ > 1 or context.config.pretrain.reads_labels
+    unseen = np.isin(context.references.uids, context.held_out().uids) | (not trained_on_labels)
     parts = [(stages, spare)] if len(spare.uids) else []
     left_out = [fold for fold in range(folds) if ((dealt == fold) & unseen).any()]
     if not parts and not left_out:
         return None
-    round_, count = stages.decisions.round, len(spare.uids) + int(((dealt >= 0) & unseen).sum())
+    count = len(spare.uids) + int(((dealt >= 0) & unseen).sum())
     with context.reporter.stage(
         "left_out", round_, shards=len(left_out), reused=0, items=count, unit="references"
     ) as progress:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from trainref_ray.config import FinetuneSettings, TrainSettings
-from trainref_ray.distributed.context import Context, References
+from trainref_ray.config import FinetuneSettings, PretrainSettings, TrainSettings
+from trainref_ray.distributed.context import NO_REFERENCES, Context, References
 from trainref_ray.distributed.curation import RoundStages
 from trainref_ray.distributed.datasource import ReadPlan
 from trainref_ray.distributed.embedding import Output, apply_model
 from trainref_ray.distributed.inventory import add_noise, choose_references, take_inventory
 from trainref_ray.distributed.rounds import curate_round, round_stages
-from trainref_ray.distributed.trainer import HeldOut, TrainJob, run_training, save_held_out
+from trainref_ray.distributed.trainer import HeldOut, TrainJob, run_training, save_held_out, write_weights
 from trainref_ray.models.backbones import ModelSpec
 from trainref_ray.run import Stage
 
@@ -61,28 +61,60 @@ class Pipeline:
         apply_model(self.context, self.models[-1], self._predictions(self.models[-1]))
 
     def _predictions(self, model: Stage) -> list[Output]:
-        """Logits of the test images under a model, where there are test images and it was not done in this run."""
+        """Logits of the test images under a model, where there are test images and a trained head and it was not done
+        in this run."""
         shards = self.context.inputs.test_shards
-        if not shards or model.round in self.predictions:
+        has_head = model.round > 0 or self.context.config.pretrain.reads_labels
+        if not shards or not has_head or model.round in self.predictions:
             return []
         stage = self.context.stage("predictions", model.round, model.fingerprint, self.context.inventory.fingerprint)
         self.predictions[model.round] = stage
         return [Output(stage, shards, logits=True)]
 
     def _pretrain(self) -> None:
-        context = self.context
-        stage = context.stage(
-            "pretrain",
-            0,
-            context.labelled.fingerprint,
-            context.data_digest(),
-            context.references.digest,
-            str(context.classes),
-        )
+        context, settings = self.context, self.context.config.pretrain
+        if settings.objective == "none":
+            self._take_weights()
+            return
+        if settings.objective == "contrastive":
+            stage = self._label_free_stage(context.image_digest())
+        else:
+            stage = context.stage(
+                "pretrain",
+                0,
+                context.labelled.fingerprint,
+                context.data_digest(),
+                context.references.digest,
+                str(context.classes),
+                *context.weights_digest(),
+            )
         rows = sum(context.usable[shard.shard_id] for shard in context.shards)
         labels = None if context.labelled == context.inventory else context.labelled
-        plan = ReadPlan(context.format(), pixels=True, labels=labels)
-        self._train(stage, context.config.pretrain, rows, plan, start=None)
+        plan = ReadPlan(context.format(), pixels=True, labels=labels if settings.reads_labels else None)
+        self._train(stage, settings, rows, plan, start=None)
+
+    def _label_free_stage(self, *upstream: str) -> Stage:
+        """The pre-training's stage where no label is read: whatever the labels, classes and references, it is one."""
+        context = self.context
+        stage = context.stage("pretrain_label_free", 0, *upstream, *context.weights_digest())
+        return replace(stage, name="pretrain")
+
+    def _take_weights(self) -> None:
+        """No pre-training: the backbone is the one of `model.weights`."""
+        context = self.context
+        stage = self._label_free_stage()
+        self.models.append(stage)
+
+        def compute() -> None:
+            with context.reporter.stage(stage.name, stage.round, shards=1, reused=0, items=0) as progress:
+                write_weights(stage, self._spec(classes=0))
+                progress.advance(0, shards=1)
+
+        context.once(stage, stage.is_done, 1, compute)
+
+    def _spec(self, *, classes: int) -> ModelSpec:
+        config = self.context.config
+        return ModelSpec(config.backbone, classes, config.image_size, config.model.cifar_stem, config.model.weights)
 
     def _finetune(self, round_: int) -> None:
         context, settings = self.context, self.context.config.finetune
@@ -95,9 +127,12 @@ class Pipeline:
         self._train(stage, settings, rows, plan, start=start)
 
     def _train(self, stage: Stage, settings: TrainSettings, rows: int, plan: ReadPlan, *, start: str | None) -> None:
-        """Train a model in its stage, on `rows` images less the held-out references."""
+        """Train a model in its stage, on `rows` images less the held-out references; on all, if no label is read."""
         context, config = self.context, self.context.config
-        held_out = context.held_out()
+        reads_labels = not isinstance(settings, PretrainSettings) or settings.reads_labels
+        references, held_out = context.references, context.held_out()
+        if not reads_labels:
+            references = held_out = NO_REFERENCES
         shards = tuple(shard for shard in context.shards if context.usable[shard.shard_id])
         rows -= len(held_out.uids)
         self.models.append(stage)
@@ -106,11 +141,9 @@ class Pipeline:
             shards=shards,
             rows=rows,
             plan=plan,
-            labels=dict(zip(context.references.uids.tolist(), context.references.labels.tolist(), strict=True)),
+            labels=dict(zip(references.uids.tolist(), references.labels.tolist(), strict=True)),
             held_out=frozenset(held_out.uids.tolist()),
-            spec=ModelSpec(
-                config.backbone, context.classes, config.image_size, config.model.cifar_stem, config.model.weights
-            ),
+            spec=self._spec(classes=context.classes if reads_labels else 0),
             start=start,
             settings=settings,
             seed=config.seed,

@@ -139,7 +139,8 @@ def map_shards(
 def gather_rows(stage: Stage, uids: np.ndarray, columns: list[str]) -> pa.Table:
     """Rows of a stage's tables by uid, in the order of `uids`; only the shards that hold some are read."""
     parts = []
-    for shard_id in np.unique(uids >> SHARD_BITS):
+    shard_ids = np.unique(uids >> SHARD_BITS).tolist() or [min(stage.done_shards())]  # of no uid, an empty table
+    for shard_id in shard_ids:
         table = stage.read_shard(int(shard_id), ["uid", *columns])
         parts.append(table.filter(pa.array(np.isin(table["uid"].to_numpy(), uids))))
     table = pa.concat_tables(parts).combine_chunks()

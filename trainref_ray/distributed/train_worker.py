@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from trainref_ray.config import TrainSettings
+from trainref_ray.config import PretrainSettings
 from trainref_ray.data.images import stored_size
 from trainref_ray.distributed.datasource import ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.trainer import TrainJob
@@ -32,6 +32,7 @@ from trainref_ray.training.loop import (
     EpochReport,
     TrainPlan,
     TrainState,
+    add_projection,
     load_state,
     save_state,
     steps_per_epoch,
@@ -74,7 +75,7 @@ def run_worker(job: TrainJob) -> None:
 
 def _train_plan(job: TrainJob, rank: int, world: int, batch_size: int) -> TrainPlan:
     device = str(ray.train.torch.get_device())
-    shared = set(TrainPlan.__dataclass_fields__) & set(TrainSettings.model_fields)
+    shared = set(TrainPlan.__dataclass_fields__) & set(type(job.settings).model_fields)
     return TrainPlan(
         **{name: getattr(job.settings, name) for name in shared},
         steps_per_epoch=steps_per_epoch(job.rows, batch_size * world),
@@ -89,8 +90,14 @@ def _train_plan(job: TrainJob, rank: int, world: int, batch_size: int) -> TrainP
 def _start_model(job: TrainJob, scratch: Path) -> Any:
     torch.manual_seed(job.seed)
     if job.start is None:
-        return build(job.spec)
-    return load_model(job.stage.storage.download(job.start, scratch / "start"))[0]
+        model = build(job.spec)
+    else:
+        model, spec = load_model(job.stage.storage.download(job.start, scratch / "start"))
+        if not spec.classes:
+            model.set_classes(job.spec.classes)
+    if isinstance(job.settings, PretrainSettings) and job.contrastive:
+        add_projection(model, job.settings.projection_width)
+    return model
 
 
 def _latest_state(job: TrainJob, scratch: Path) -> TrainState | None:
@@ -127,6 +134,8 @@ def _release(
 ) -> None:
     """Write the model, and its logits for the held-out references, which temperature scaling needs."""
     model.load_state_dict(state.final())
+    if job.contrastive:
+        model.set_classes(0)  # the projection ends here
     save_model(model, job.spec, scratch / "model")
     storage = job.stage.storage
     storage.upload(scratch / "model", job.stage.path("model"))
@@ -182,8 +191,10 @@ def _blocks(job: TrainJob, shards: tuple[ShardRead, ...]) -> Iterator[Any]:
 
 
 def _targets(job: TrainJob, block: Any) -> np.ndarray:
-    """float32 [rows, C] targets of a block."""
+    """float32 [rows, C] targets of a block; [rows, 0] where no label is read."""
     classes = job.spec.classes
+    if job.contrastive:
+        return np.zeros((block.num_rows, 0), np.float32)
     if "soft_label" in block.column_names:
         targets = dense_soft_labels(block["soft_label"], classes)
         return np.eye(classes, dtype=np.float32)[targets.argmax(1)] if job.hard_targets else targets

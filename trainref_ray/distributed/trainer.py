@@ -9,16 +9,19 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save as save_safetensors
 
-from trainref_ray.config import TrainSettings
+from trainref_ray.config import PretrainSettings, TrainSettings
 from trainref_ray.distributed.datasource import ReadPlan, ShardRead
 from trainref_ray.distributed.session import Cluster
-from trainref_ray.errors import ResourceError, TrainRefError
-from trainref_ray.models.backbones import ModelSpec
+from trainref_ray.errors import ConfigError, ResourceError, TrainRefError
+from trainref_ray.models.backbones import ModelSpec, build, save_model
 from trainref_ray.progress import StageProgress
 from trainref_ray.run import Stage, Storage
 
@@ -42,8 +45,8 @@ class TrainJob:
         plan: what of each sample is read, with the targets' stage for fine-tuning.
         labels: trusted labels by uid, which replace the given ones in pre-training.
         held_out: uids that are never trained on.
-        spec: the model.
-        start: folder of a model to start from, in the run, or None.
+        spec: the model; 0 classes where no label is read.
+        start: folder of a model to start from, in the run, or None. If that one has no head, it gets a fresh one.
         settings: optimiser, length, views.
         seed: of every random choice.
         hard_targets: train on the largest class of each distribution alone.
@@ -67,6 +70,11 @@ class TrainJob:
     workers: int
     cache_bytes: int
 
+    @property
+    def contrastive(self) -> bool:
+        """Whether no label is read, and the model has a projection in the place of a head while it is trained."""
+        return isinstance(self.settings, PretrainSettings) and self.settings.objective == "contrastive"
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -80,6 +88,22 @@ def save_held_out(stage: Stage, held_out: HeldOut) -> None:
     """Write the held-out references beside the states, where rank 0 finds them."""
     tensors = {"pixels": held_out.pixels, "labels": held_out.labels}
     stage.storage.write_bytes(stage.path("held_out.safetensors"), save_safetensors(tensors))
+
+
+def write_weights(stage: Stage, spec: ModelSpec) -> None:
+    """The model of a stage that trains nothing: `spec.weights` as they are.
+
+    Raises:
+        ConfigError: they cannot be read, or are of another model.
+    """
+    with TemporaryDirectory() as scratch:
+        try:
+            save_model(build(spec), spec, scratch)
+        except (ValueError, OSError, SafetensorError) as error:
+            raise ConfigError(f"setting 'model.weights' is {spec.weights!r}: {error}") from error
+        stage.storage.upload(Path(scratch), stage.path("model"))
+    stage.storage.write_json(stage.path("history.json"), [])
+    stage.finish({"epochs": 0})
 
 
 def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:

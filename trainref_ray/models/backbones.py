@@ -1,7 +1,8 @@
 """From a backbone's name to a classifier: construction, files on disk, and the one function that predicts.
 
 A classifier is a body, which turns an image into features, and one linear head. The features before the head are the
-embedding of METHOD 1, so every backbone here ends in exactly one linear layer.
+embedding of METHOD 1, so every backbone here ends in exactly one linear layer. After a pre-training without labels
+there is no head yet: such a model is saved with 0 classes, and a head is added where it is fine-tuned.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ __all__ = [
     "predict",
     "save_model",
     "stored_side",
+    "weights_path",
 ]
 
 NONE, PUBLIC = "none", "public"
@@ -41,10 +44,11 @@ class ModelSpec:
 
     Attributes:
         backbone: one of `backbone_names()`.
-        classes: outputs of the head.
+        classes: outputs of the head; 0 = no head.
         image_size: side of the square images that the model is given, pixels.
         cifar_stem: ResNets: 3x3 stem of stride 1 without pooling; None = below 64 px, unless the weights are public.
-        weights: `none` (fresh), `public` (torchvision's for ImageNet) or the path of a `model.safetensors`.
+        weights: `none` (fresh), `public` (torchvision's for ImageNet) or the path of a `model.safetensors` or of a
+            folder with one.
     """
 
     backbone: str
@@ -55,15 +59,19 @@ class ModelSpec:
 
 
 class Classifier(nn.Module):
-    """A backbone without its head, a linear head, and how images are normalised for it."""
+    """A backbone without its head, a linear head, and how images are normalised for it.
 
+    `head` is a linear layer; the identity where there are no classes. A contrastive training puts a projection there.
+    """
+
+    head: Any
     mean: Tensor
     std: Tensor
 
     def __init__(self, body: Body, classes: int, image_size: int) -> None:
         super().__init__()
         self.body = body.module
-        self.head = nn.Linear(body.width, classes)
+        self.head = nn.Linear(body.width, classes) if classes else nn.Identity()
         self.width = body.width
         self.image_size = image_size
         self.frozen = False
@@ -97,8 +105,12 @@ class Classifier(nn.Module):
         return self.body(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised float [B, 3, S, S] -> logits float [B, classes]."""
+        """Normalised float [B, 3, S, S] -> logits float [B, classes], or what the head is."""
         return self.head(self.features(images))
+
+    def set_classes(self, classes: int) -> None:
+        """A fresh head of so many classes, from torch's global generator; 0 = none."""
+        self.head = nn.Linear(self.width, classes) if classes else nn.Identity()
 
     def freeze_backbone(self) -> None:
         """From now on only the head learns: no gradients, and batch norm keeps its statistics."""
@@ -114,11 +126,19 @@ class Classifier(nn.Module):
         return self
 
 
+def weights_path(weights: str) -> Path | None:
+    """The file that `ModelSpec.weights` means, None if it is no path; a folder stands for its `model.safetensors`."""
+    if weights in (NONE, PUBLIC):
+        return None
+    path = Path(weights)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 def build(spec: ModelSpec) -> Classifier:
     """A classifier, its weights channels last in memory.
 
     Fresh weights come from torch's global generator: seed it before. From a weights file the backbone is taken whole;
-    the head is taken if it has as many classes, and is fresh otherwise.
+    the head is taken if it has as many classes, and is fresh otherwise (or if the file has none).
 
     Raises:
         ValueError: unknown backbone, an image size or stem that it or its weights cannot have, or a weights file whose
@@ -127,8 +147,9 @@ def build(spec: ModelSpec) -> Classifier:
     """
     body = build_body(spec.backbone, spec.image_size, cifar_stem=spec.cifar_stem, public=spec.weights == PUBLIC)
     model = Classifier(body, spec.classes, spec.image_size)
-    if spec.weights not in (NONE, PUBLIC):
-        _load_file_into(model, Path(spec.weights), any_head=True)
+    path = weights_path(spec.weights)
+    if path is not None:
+        _load_file_into(model, path, any_head=True)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -168,8 +189,11 @@ def load_model(folder: str | Path) -> tuple[Classifier, ModelSpec]:
 def _load_file_into(model: Classifier, path: Path, *, any_head: bool) -> None:
     state = load_file(path)
     own = model.state_dict()
-    if any_head and "head.weight" in state and state["head.weight"].shape != own["head.weight"].shape:
-        state |= {name: own[name] for name in ("head.weight", "head.bias")}
+    head = {name: value for name, value in own.items() if name.startswith("head.")}
+    if any_head and any(name not in state or state[name].shape != value.shape for name, value in head.items()):
+        state |= head
+    if any_head and not head:
+        state = {name: value for name, value in state.items() if not name.startswith("head.")}
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         raise ValueError(f"{path} is of another model: missing tensors {missing[:3]}, unknown tensors {unknown[:3]}")
@@ -194,14 +218,15 @@ def predict(
 
     Returns:
         (embeddings float16 [B, D], unit norm before they were rounded; logits float32 [B, C]). Features that are all
-        zero give a zero embedding.
+        zero give a zero embedding, a model without a head logits of shape [B, 0].
 
     Raises:
         ValueError: see `Classifier.prepare`.
     """
     model.to(device).eval()
     embeddings = np.zeros((len(pixels), model.width), np.float16)
-    logits = np.zeros((len(pixels), model.head.out_features), np.float32)
+    has_head = isinstance(model.head, nn.Linear)
+    logits = np.zeros((len(pixels), model.head.out_features if has_head else 0), np.float32)
     with torch.inference_mode():
         for start in range(0, len(pixels), batch):
             chunk = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(device)
@@ -211,5 +236,6 @@ def predict(
             features = features.float()
             rows = slice(start, start + len(chunk))
             embeddings[rows] = functional.normalize(features).half().cpu().numpy()
-            logits[rows] = model.head(features).cpu().numpy()
+            if has_head:
+                logits[rows] = model.head(features).cpu().numpy()
     return embeddings, logits

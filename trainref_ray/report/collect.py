@@ -95,7 +95,9 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
     uids = decisions["uid"].to_numpy()
     supporters = _supporters_of(run, uids[gallery])
     needed = np.unique(
-        np.concatenate([uids[gallery], uids[strange], uids[random_ood], *[found["uid"] for found in supporters]]).astype(np.int64)
+        np.concatenate(
+            [uids[gallery], uids[strange], uids[random_ood], *[found["uid"] for found in supporters]]
+        ).astype(np.int64)
     )
     images = fetch(needed)
     truth = true_labels(run, uids)
@@ -127,7 +129,7 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
         stages=summary["stages"],
         settings=summary["config"],
         versions=summary["versions"],
-        notes=_notes(run, config),
+        notes=_notes(run, config, summary),
     )
 
 
@@ -253,7 +255,7 @@ def _reliability(run: CurationRun, summary: dict[str, Any]) -> list[Reliability]
     return diagrams
 
 
-def _notes(run: CurationRun, config: Config) -> list[str]:
+def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[str]:
     facts = run.stage("references").facts()
     notes = [
         f"{facts['given']:,} references were given; {facts['members'] - facts['given']:,} samples joined them "
@@ -263,5 +265,15 @@ def _notes(run: CurationRun, config: Config) -> list[str]:
         names = [run.class_names[label] for label in facts["classes_left_short"]]
         notes.append(f"No more samples joined than were given in {len(names)} classes: {', '.join(names[:10])}.")
     held_out = len(run.stages["held_out"])
-    notes.append(f"{held_out} references were seen by no training; they chose the epoch and the temperature.")
+    if config.pretrain.reads_labels:
+        notes.append(f"{held_out} references were seen by no training; they chose the epoch and the temperature.")
+        return notes
+    notes.append(
+        "The first embeddings are of a backbone that was trained on no label of these images: "
+        "there is no cross-entropy on the noisy labels to compare with."
+    )
+    if summary["temperature"] is None:
+        notes.append("No head was trained: the model gives embeddings, and has no temperature.")
+    else:
+        notes.append(f"The labels of {held_out} references were seen by no training; they chose the temperature.")
     return notes

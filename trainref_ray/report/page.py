@@ -85,10 +85,12 @@ def render(content: ReportContent) -> str:
 
 
 def render_ood(content: ReportContent) -> str:
-    """The page of images called out of distribution, drawn at random, as HTML text; escaped and locked like `render`."""
+    """The page of images called out of distribution, drawn at random, as HTML text, escaped and locked as well."""
     style = Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))
-    return page_environment().get_template("ood.html.j2").render(
-        content=content, style=style, style_hash=policy_hash(style), thumbnail=thumbnail
+    return (
+        page_environment()
+        .get_template("ood.html.j2")
+        .render(content=content, style=style, style_hash=policy_hash(style), thumbnail=thumbnail)
     )
 
 

@@ -47,8 +47,9 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
         for index, number in enumerate(models[1:], start=1):
             rounds[number - 1] |= _confidence(run, number, _temperature(run, index))
         intervals |= _confidence_intervals(run, models[-1], config)
-        baselines["cross_entropy"] = _confidence(run, models[0], _temperature(run, 0))
-        baselines["cross_entropy"]["intervals"] = _confidence_intervals(run, models[0], config)
+        if config.pretrain.reads_labels:
+            baselines["cross_entropy"] = _confidence(run, models[0], _temperature(run, 0))
+            baselines["cross_entropy"]["intervals"] = _confidence_intervals(run, models[0], config)
     for per_class in config.evaluate.fewer_references:
         figures = _fewer_references(run, config, per_class)
         if figures is not None:
@@ -59,7 +60,7 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "intervals": intervals,
         "rounds": rounds,
         "baselines": baselines,
-        "temperature": _temperature(run, -1),
+        "temperature": _temperature(run, -1) if config.pretrain.reads_labels or models[-1] else None,
         "stages": stages,
         "config": run.settings,
         "config_hash": hashlib.sha256(json.dumps(run.settings, sort_keys=True).encode()).hexdigest()[:16],
@@ -128,10 +129,11 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
     figures["references"] = members.num_rows
     known = arrays["truth"] != UNKNOWN
     if known.any():
-        model_class = run.table("embeddings", number, ["model_class"])["model_class"].to_numpy()
-        figures["model_accuracy"] = metrics.relabel_accuracy(
-            model_class[known], arrays["truth"][known], arrays["is_reference"][known]
-        )
+        model_class = run.table("embeddings", number, ["model_class"])["model_class"]
+        if not model_class.null_count:  # the model has a head
+            figures["model_accuracy"] = metrics.relabel_accuracy(
+                model_class.to_numpy()[known], arrays["truth"][known], arrays["is_reference"][known]
+            )
         added = members.filter(pa.array(~np.array(members["given"].to_pylist())))
         truth = true_labels(run, added["uid"].to_numpy())
         wrong = (truth != added["label"].to_numpy())[truth != UNKNOWN]

@@ -1,1 +1,1 @@
-"""Training a classifier on hard or soft labels: the loop, its loss, its views, and temperature scaling."""
+"""Training on hard, soft or no labels: the loop, its losses, its views, and temperature scaling."""

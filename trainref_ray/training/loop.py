@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainref_ray.models.backbones import Classifier, predict
-from trainref_ray.training.objectives import soft_cross_entropy
+from trainref_ray.training.objectives import nt_xent, soft_cross_entropy
 from trainref_ray.training.state import (
     EpochReport,
     TrainState,
@@ -27,7 +27,14 @@ from trainref_ray.training.state import (
     restore_optimizer,
     save_state,
 )
-from trainref_ray.training.transforms import mixup, randaugment, random_crop, random_flip
+from trainref_ray.training.transforms import (
+    colour_jitter,
+    mixup,
+    randaugment,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+)
 
 __all__ = [
     "ArrayBatches",
@@ -35,6 +42,7 @@ __all__ = [
     "EpochReport",
     "TrainPlan",
     "TrainState",
+    "add_projection",
     "learning_rate_share",
     "load_state",
     "save_state",
@@ -52,7 +60,12 @@ MOMENTUM = 0.9
 @dataclass(frozen=True)
 class TrainPlan:
     """One training. `learning_rate` is the largest, reached after the share `warmup` of the steps; `randaugment` is a
-    magnitude (0 = off), `mixup` Beta's parameter (0 = off); `rank` and `world_size` are this worker's."""
+    magnitude (0 = off), `mixup` Beta's parameter (0 = off); `rank` and `world_size` are this worker's.
+
+    Of `objective` contrastive, which needs a model with a projection and reads no target, are the three
+    `contrastive_...`: NT-Xent's temperature, the least area of a resized crop (1 = random crops as of the supervised
+    one), and the strength of the colour changes (0 = none). Of the supervised one are `mixup`, `label_smoothing` and
+    `keep_best`. Without `crop` and `flip` neither moves an image."""
 
     epochs: int
     steps_per_epoch: int
@@ -60,8 +73,12 @@ class TrainPlan:
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     warmup: float = 0.1
+    objective: Literal["supervised", "contrastive"] = "supervised"
     mixup: float = 0.0
     label_smoothing: float = 0.0
+    contrastive_temperature: float = 0.5
+    contrastive_area: float = 0.2
+    contrastive_jitter: float = 0.5
     crop: bool = True
     flip: bool = True
     randaugment: int = 0
@@ -126,6 +143,21 @@ def learning_rate_share(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
 
 
+def add_projection(model: Classifier, width: int) -> None:
+    """Put SimCLR's projection in the head's place: two linear layers with a ReLU between, thrown away after training.
+
+    The loss loses what the views change (colour, place); behind a projection the features keep it (Chen et al. 2020,
+    section 4.2). Fresh weights come from torch's global generator. `model.set_classes` puts a head there again.
+
+    Args:
+        model: a classifier; its head is dropped.
+        width: outputs of the projection.
+    """
+    model.head = nn.Sequential(
+        nn.Linear(model.width, model.width), nn.ReLU(inplace=True), nn.Linear(model.width, width)
+    )
+
+
 def train(
     model: nn.Module,
     batches: Callable[[int], Iterator[Batch]],
@@ -143,15 +175,19 @@ def train(
         batches: gives the batches of an epoch (from 0); exactly `plan.steps_per_epoch` are taken.
         plan: how.
         validation: held-out references, uint8 [R, S', S', 3] and int [R]. They choose the epoch if `plan.keep_best`
-            (lowest negative log-likelihood, the earlier one of equals) and are never trained on.
+            (lowest negative log-likelihood, the earlier one of equals) and are never trained on. The contrastive
+            objective takes none: its last epoch is the released one.
         state: go on from here.
         on_epoch: called after each epoch, on every worker.
 
     Raises:
-        ValueError: a wrapped model is to be frozen but was not before it was wrapped, or too few batches came.
+        ValueError: a wrapped model is to be frozen but was not before it was wrapped, too few batches came, or
+            validation images came with the contrastive objective.
         FloatingPointError: the loss is not finite any more.
     """
     core = _unwrap(model)
+    if plan.objective == "contrastive" and validation is not None:
+        raise ValueError("the contrastive objective has no classes to validate")
     if plan.freeze_backbone and not core.frozen:
         if core is not model:
             raise ValueError("freeze_backbone: call the classifier's freeze_backbone() before wrapping it")
@@ -209,7 +245,7 @@ def _run_epoch(
     plan: TrainPlan,
     epoch: int,
 ) -> tuple[float, int]:
-    """Mean loss of this worker's steps, and its images."""
+    """Mean loss of this worker's steps, and the images it put through the model, each view counted."""
     model.train()
     steps, images = plan.epochs * plan.steps_per_epoch, 0
     total = torch.zeros((), device=plan.device)  # read once an epoch: reading makes a GPU wait
@@ -219,15 +255,21 @@ def _run_epoch(
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * share
         generator = torch.Generator().manual_seed(_seed(plan, epoch, step))
-        inputs, targets = _views(core, pixels, targets, plan, generator)
+        if plan.objective == "contrastive":
+            inputs = _two_views(core, pixels, plan, generator)
+        else:
+            inputs, targets = _views(core, pixels, targets, plan, generator)
         with torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.bf16):
-            logits = model(inputs)
-        loss = soft_cross_entropy(logits, targets, plan.label_smoothing)
+            outputs = model(inputs)
+        if plan.objective == "contrastive":
+            loss = nt_xent(outputs, plan.contrastive_temperature)
+        else:
+            loss = soft_cross_entropy(outputs, targets, plan.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.detach()
-        images += len(pixels)
+        images += len(inputs)
         done = step + 1
     if done < plan.steps_per_epoch:
         raise ValueError(f"epoch {epoch}: {done} batches came, not {plan.steps_per_epoch}")
@@ -253,6 +295,22 @@ def _views(
     if plan.mixup:
         return mixup(images, targets, plan.mixup, generator)
     return images, targets
+
+
+def _two_views(core: Classifier, pixels: Tensor, plan: TrainPlan, generator: torch.Generator) -> Tensor:
+    """Two random views of each image, normalised, as one batch of 2b: rows i and i + b are of the same image."""
+    pixels = pixels.to(plan.device, non_blocking=True).repeat(2, 1, 1, 1)
+    if plan.crop and plan.contrastive_area < 1:
+        pixels = random_resized_crop(pixels, core.image_size, plan.contrastive_area, generator)
+    elif plan.crop:
+        pixels = random_crop(pixels, core.image_size, generator)
+    if plan.flip:
+        pixels = random_flip(pixels, generator)
+    if plan.contrastive_jitter:
+        pixels = colour_jitter(pixels, plan.contrastive_jitter, generator)
+    if plan.randaugment:
+        pixels = randaugment(pixels, plan.randaugment, generator)
+    return core.prepare(pixels)
 
 
 def validate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from trainref_ray.cli import parse_curate
+from trainref_ray.cli import parse_curate, parse_sweep
 from trainref_ray.config import Config
+from trainref_ray.search_space import load_space
 
 ENTRYPOINTS = sorted((ROOT / "cluster" / "kuberay" / "overlays").glob("*/job.yaml"))
 GUIDES = [ROOT / "cluster" / "README.md", ROOT / "jobs" / "README.md"]
@@ -78,7 +80,13 @@ def test_commands_of_the_guides_exist(guide: Path) -> None:
     curations = [command for command in commands(guide) if "jobs/curate_" in command]
     assert curations
     for command in curations:
-        assert curation(command).out
+        # a preset that a command before this one writes
+        assert curation(re.sub(r"--preset \S+/best\.yaml", "--preset demo", command)).out
+    for command in commands(guide):
+        if "jobs/sweep.py" in command:
+            config, settings = parse_sweep(shlex.split(command)[2:])
+            assert load_space(settings.space)
+            assert config.out
     for command in commands(guide):
         for word in shlex.split(command, comments=True):
             if word.startswith(("cluster/", "jobs/")):

@@ -292,3 +292,34 @@ def test_freezing_leaves_the_body_as_it_is() -> None:
     assert model.head.weight.grad is not None
     assert all(parameter.grad is None for parameter in model.body.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.body.state_dict().items())
+
+
+def test_a_model_without_classes_gives_embeddings_alone_and_gets_a_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = replace(SMALL, classes=0)
+    model = build(spec)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    vectors, logits = predict(model, pixels)
+    assert logits.shape == (3, 0)
+    save_model(model, spec, tmp_path)
+    loaded, _ = load_model(tmp_path)
+    loaded.set_classes(4)
+    again, scores = predict(loaded, pixels)
+    assert np.array_equal(vectors, again)
+    assert scores.shape == (3, 4)
+
+
+def test_weights_of_a_folder_with_and_without_a_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    headless = build(replace(SMALL, classes=0))
+    save_model(headless, replace(SMALL, classes=0), tmp_path / "headless")
+    with_head = build(SMALL)
+    save_model(with_head, SMALL, tmp_path / "whole")
+    started = build(replace(SMALL, weights=str(tmp_path / "headless")))
+    assert torch.equal(started.body.stages[0].weight, headless.body.stages[0].weight)
+    assert started.head.weight.shape == (SMALL.classes, 128)
+    bare = build(replace(SMALL, classes=0, weights=str(tmp_path / "whole")))
+    assert torch.equal(bare.body.stages[0].weight, with_head.body.stages[0].weight)
+    assert "head.weight" not in bare.state_dict()
+    whole = build(replace(SMALL, weights=str(tmp_path / "whole")))
+    assert torch.equal(whole.head.weight, with_head.head.weight)

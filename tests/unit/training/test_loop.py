@@ -24,6 +24,7 @@ from trainref_ray.training.loop import (
     EpochReport,
     TrainPlan,
     TrainState,
+    add_projection,
     learning_rate_share,
     load_state,
     save_state,
@@ -350,3 +351,95 @@ def test_files_that_are_no_state_are_refused(tmp_path: Path) -> None:
     tensors.unlink()
     with pytest.raises(FileNotFoundError):
         load_state(tmp_path / "missing")
+
+
+CONTRASTIVE = replace(PLAN, objective="contrastive", learning_rate=0.05, contrastive_area=0.5)
+
+
+def without_head(backbone: str = "cnn_small") -> Classifier:
+    torch.manual_seed(0)
+    built = build(ModelSpec(backbone, 0, 8 if backbone == "cnn_small" else 32))
+    add_projection(built, 16)
+    return built
+
+
+def unlabelled(side: int = 8) -> ArrayBatches:
+    pixels = data()[0] if side == 8 else enlarged(*data())[0]
+    return ArrayBatches(pixels, np.zeros((len(pixels), 0), np.float32), batch_size=16, steps_per_epoch=3, seed=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("backbone", ["cnn_small", "mobilenet_v3_small"])
+def test_contrastive_resumed_equals_undisturbed_bit_by_bit(tmp_path: Path, optimizer: str, backbone: str) -> None:
+    plan = replace(CONTRASTIVE, epochs=3, optimizer=optimizer, learning_rate=0.01, keep_best=True)
+    source = unlabelled(8 if backbone == "cnn_small" else 32)
+
+    def on_epoch(report: EpochReport, state: TrainState) -> None:
+        if report.epoch == 1:
+            save_state(state, tmp_path)
+
+    whole = train(without_head(backbone), source, plan, on_epoch=on_epoch)
+    fresh = build(ModelSpec(backbone, 0, 8 if backbone == "cnn_small" else 32))
+    add_projection(fresh, 16)
+    torch.manual_seed(77)
+    resumed = train(fresh, source, plan, state=load_state(tmp_path))
+    assert_same(whole.model, resumed.model)
+    assert_same(whole.optimizer, resumed.optimizer)
+    assert [report.train_loss for report in whole.history] == [report.train_loss for report in resumed.history]
+    assert whole.best is None
+    assert whole.model.keys() == resumed.final().keys()
+
+
+def test_contrastive_training_pulls_views_together_and_reads_no_target() -> None:
+    trained = without_head()
+    plan = replace(CONTRASTIVE, epochs=20, contrastive_area=1.0, contrastive_jitter=0.0)
+    state = train(trained, unlabelled(), plan)
+    assert state.history[-1].train_loss < state.history[0].train_loss - 0.2
+    assert {report.images for report in state.history} == {2 * 48}, "each view counts"
+    assert {(report.validation_loss, report.validation_accuracy) for report in state.history} == {(None, None)}
+    labelled = train(without_head(), batches(), plan)
+    assert_same(state.model, labelled.model)
+    with pytest.raises(ValueError, match="no classes to validate"):
+        train(without_head(), unlabelled(), CONTRASTIVE, validation=data(6))
+
+
+def test_contrastive_views_depend_on_their_settings() -> None:
+    def loss(**change: Any) -> float:
+        return train(without_head(), unlabelled(), replace(CONTRASTIVE, epochs=1, **change)).history[0].train_loss
+
+    settings: list[dict[str, Any]] = [
+        {"contrastive_temperature": 0.1},
+        {"contrastive_area": 1.0},
+        {"contrastive_jitter": 0.0},
+        {"flip": False},
+        {"crop": False},
+        {"randaugment": 9},
+        {"seed": 1},
+        {"rank": 1},
+    ]
+    assert loss() == loss()
+    assert len({loss(), *(loss(**change) for change in settings)}) == 1 + len(settings)
+
+
+def test_the_two_views_of_an_image_are_a_batch_apart() -> None:
+    """Without any change they are equal, and the positives are found: the loss is then that of equal pairs."""
+    trained = without_head().eval()
+    pixels = torch.from_numpy(data(16)[0])
+    seen: list[torch.Tensor] = []
+    trained.body.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach().clone()))
+    source = ArrayBatches(pixels.numpy(), np.zeros((16, 0), np.float32), batch_size=16, steps_per_epoch=1, seed=0)
+    plan = replace(CONTRASTIVE, epochs=1, steps_per_epoch=1, crop=False, flip=False, contrastive_jitter=0.0)
+    train(trained, source, plan)
+    assert torch.equal(seen[0][:16], seen[0][16:])
+    changed = replace(plan, crop=True, flip=True, contrastive_jitter=0.5)
+    train(trained, source, changed)
+    assert not torch.equal(seen[1][:16], seen[1][16:])
+
+
+def test_a_projection_takes_the_heads_place_and_leaves_nothing(tmp_path: Path) -> None:
+    trained = without_head()
+    assert trained(trained.prepare(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))).shape == (2, 16)
+    trained.set_classes(0)
+    assert not [name for name in trained.state_dict() if name.startswith("head")]
+    trained.set_classes(4)
+    assert trained.head.weight.shape == (4, 128)
