@@ -97,13 +97,13 @@ def _through_model(
             cluster.device,
             cluster.bf16,
             resources.embed_batch,
-            max(1, int(cluster.cpus) // workers),
+            cluster.embed_threads,
         ),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers),
-        num_gpus=1 if cluster.gpus else None,
-        num_cpus=0 if cluster.gpus or cluster.cpus <= cluster.embed_workers else 1,
+        num_gpus=cluster.embed_gpus or None,
+        num_cpus=cluster.embed_cpus,
     )
     dataset.context.execution_options.preserve_order = True
     return blocks_of(dataset)

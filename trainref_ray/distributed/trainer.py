@@ -98,7 +98,7 @@ def run_training(job: TrainJob, progress: StageProgress) -> None:
         scaling_config=ScalingConfig(
             num_workers=job.workers,
             use_gpu=bool(job.cluster.gpus),
-            resources_per_worker={"CPU": job.cluster.train_cpus, **({"GPU": 1} if job.cluster.gpus else {})},
+            resources_per_worker=worker_resources(job.cluster),
         ),
         run_config=RunConfig(
             name=f"{job.stage.name}-{uuid.uuid4().hex[:8]}",  # a name that was used before resumes in silence
@@ -116,6 +116,12 @@ def run_training(job: TrainJob, progress: StageProgress) -> None:
     error = running.exception()
     if error is not None:
         raise _explain(job, error) from error
+
+
+def worker_resources(cluster: Cluster) -> dict[str, float]:
+    """What a training worker reserves. Ray refuses to reserve nothing at all, so without a CPU or GPU it is a byte."""
+    resources = {"CPU": cluster.train_cpus, "GPU": cluster.train_gpus}
+    return {name: amount for name, amount in resources.items() if amount} or {"memory": 1}
 
 
 def _explain(job: TrainJob, error: BaseException) -> TrainRefError:
