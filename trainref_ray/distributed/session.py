@@ -162,7 +162,7 @@ def _gpus_needed(settings: ResourceSettings, trials: int) -> int:
 def wanted_bundles(settings: ResourceSettings, trials: int = 1) -> list[dict[str, float]]:
     """What the autoscaler is asked for: a CPU for each training worker and for a task beside them, and their GPUs."""
     workers = settings.train_workers * trials
-    return [{"CPU": 1}] * (workers + trials) + ([{"GPU": 1}] * workers if settings.gpu else [])
+    return [{"CPU": 1.0}] * (workers + trials) + ([{"GPU": 1.0}] * workers if settings.gpu else [])
 
 
 def plan_cluster(

@@ -6,20 +6,25 @@ counted in a second on any machine.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from trainref_ray.data.images import stored_size
-from trainref_ray.models.backbones import NONE, PUBLIC, Classifier, ModelSpec, build
+from trainref_ray.models.backbones import NONE, PUBLIC, Classifier, ModelSpec, build, predict
 
 OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
 """Numbers an optimiser keeps for each parameter: momentum, or two moments."""
+
+PROBE_PASSES = 5
+"""Batches that are timed for each size: with the first, untimed one a second or two for all sizes together."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,21 @@ def _images(model: Classifier, spec: ModelSpec, batch: int, bytes_float: int) ->
     pixels = torch.empty(batch, side, side, 3, dtype=torch.uint8)
     images = model.prepare(pixels)
     return images if bytes_float == 4 else images.to(torch.bfloat16)
+
+
+def prediction_speed(model: Classifier, *, device: str, bf16: bool) -> Callable[[int], float]:
+    """A function that measures images a second of `predict` with a batch size, on images without content."""
+    side = stored_size(model.image_size)
+
+    def measure(batch: int) -> float:
+        pixels = np.zeros((batch, side, side, 3), np.uint8)
+        predict(model, pixels, device=device, bf16=bf16, batch=batch)  # libraries choose and compile their kernels
+        started = time.perf_counter()
+        for _ in range(PROBE_PASSES):
+            predict(model, pixels, device=device, bf16=bf16, batch=batch)  # ends when its result is on the CPU
+        return PROBE_PASSES * batch / (time.perf_counter() - started)
+
+    return measure
 
 
 def fastest_batch(measure: Callable[[int], float], *, start: int, largest: int, least_gain: float = 0.05) -> int:
