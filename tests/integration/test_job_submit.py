@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from heads import PORTS, free_ports
 
 from trainref_ray import load_run
 
@@ -25,16 +25,6 @@ BIN = Path(sys.executable).parent
 START_SECONDS = 150
 """In which a head must answer; ten on an idle machine of 2 cores."""
 JOB_SECONDS = 300
-PORTS = (
-    "port",
-    "dashboard-port",
-    "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
-    "runtime-env-agent-port",
-    "metrics-export-port",
-    "ray-client-server-port",
-)
-"""Ports of a head that have fixed defaults, which another Ray on this machine may hold."""
 OPTIONS = (
     "--image-size=8",
     "--rounds=1",
@@ -70,15 +60,6 @@ class Head:
             text=True,
             timeout=JOB_SECONDS,
         )
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all open at once so that none comes twice."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
 
 
 def wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 
-from trainref_ray import __version__
 from trainref_ray.data.shards import open_shard
 from trainref_ray.run import Storage
 from trainref_ray.stores import locate
@@ -83,11 +82,11 @@ def look_around(visit: Visit, node: str) -> NodeFacts:
 
 def versions() -> dict[str, str]:
     """Python to the minor version, packages without the build (`2.9.0+cpu` and `2.9.0+cu128` are one release), and
-    this package with a digest of its source, since a node may have an old copy of the same version."""
+    this package by a digest of its source, since a node may have an old copy of the same version."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name, distributions in PACKAGES.items():
         found[name] = next(filter(None, map(_version, distributions)), "missing")
-    found["trainref-ray"] = f"{__version__} (source {source_digest(Path(__file__).parents[1])})"
+    found["trainref-ray"] = f"source {source_digest(Path(__file__).parents[1])}"
     return found
 
 
