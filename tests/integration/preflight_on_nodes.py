@@ -1,7 +1,7 @@
-"""The checks before a run on a Ray of several nodes on this machine, in a process of its own; `test_preflight.py` runs it.
+"""`doctor` on a Ray of several nodes on this machine, in a process of its own; `test_preflight.py` runs it.
 
-python preflight_on_nodes.py NODES SETTINGS: two JSON texts, the arguments of each node (the first is the head's) and the
-settings. Prints the checks as JSON.
+python preflight_on_nodes.py NODES SETTINGS: two JSON texts, the arguments of each node (the first is the head's) and
+the settings. Prints the checks as JSON.
 """
 
 from __future__ import annotations

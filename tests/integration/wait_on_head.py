@@ -1,7 +1,7 @@
 """Connects to a head, waiting for resources as a curation does; `test_preflight.py` runs it in a process of its own.
 
-python wait_on_head.py ADDRESS TIMEOUT: prints JSON with what was said, the CPUs planned for, and how many nodes with CPUs were
-left some seconds after the request was withdrawn; or the error.
+python wait_on_head.py ADDRESS TIMEOUT: prints JSON with what was said, the CPUs planned for, and how many were left
+some time after the request was withdrawn; or the error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def main() -> None:
     started = time.monotonic()
     try:
         with connect(ResourceSettings(timeout=timeout), said.append) as cluster:
-            seconds = time.monotonic() - started
             print(
                 json.dumps(
                     {"said": said, "cpus": cluster.cpus, "seconds": seconds, "left": wait_until_no_cpu_is_left()}
