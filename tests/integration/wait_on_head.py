@@ -45,11 +45,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         with connect(ResourceSettings(timeout=timeout), said.append) as cluster:
-            print(
-                json.dumps(
-                    {"said": said, "cpus": cluster.cpus, "seconds": seconds, "left": wait_until_no_cpu_is_left()}
-                )
-            )
+            print(json.dumps({"said": said, "cpus": cluster.cpus, "left": wait_until_no_cpu_is_left()}))
     except ResourceError as error:
         print(json.dumps({"said": said, "error": str(error), "seconds": time.monotonic() - started}))
 
