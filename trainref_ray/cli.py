@@ -1,4 +1,4 @@
-"""The command line: `trainref curate`, `trainref prepare`, and what the scripts in `jobs/` share.
+"""The command line: `trainref curate`, `trainref doctor`, `trainref prepare`, and what the scripts in `jobs/` share.
 
 Options are the settings of `trainref_ray.config`, read by tyro over the preset's values.
 """
@@ -8,14 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trainref_ray.config import Config, SweepSettings, load_preset, make_config
-from trainref_ray.errors import ConfigError, TrainRefError
+from trainref_ray.errors import ConfigError, ResourceError, TrainRefError
 from trainref_ray.results import CurationRun, CurationSweep
+
+if TYPE_CHECKING:
+    from trainref_ray.distributed.needs import Check
 
 TABLE_METRICS = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc", "accuracy", "nll_ts", "ece_ts")
 
@@ -95,6 +100,35 @@ def curate_command(arguments: Sequence[str], default_preset: str | None = None) 
         print_results(curate(config))
 
     return run_command(command)
+
+
+def doctor_command(arguments: Sequence[str], default_preset: str | None = None) -> int:
+    """`doctor`: what a curation with these settings would need and what is there. Returns the exit code."""
+    failed = False
+
+    def command() -> None:
+        nonlocal failed
+        config = parse_curate(arguments, default_preset=default_preset)
+        from trainref_ray.distributed.job import doctor  # imported late: wrong options are told at once
+
+        checks = doctor(config)
+        print_checks(checks)
+        failed = any(check.verdict == "error" for check in checks)
+
+    code = run_command(command)
+    return code or (ResourceError.exit_code if failed else 0)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """A row a check, on standard output."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(title=None)
+    for name in ("check", "needed", "there", "verdict", "what to do"):
+        table.add_column(name, overflow="fold")
+    for check in checks:
+        cells = (check.name, check.needed, check.there, check.verdict, check.advice)
+        table.add_row(*(escape(cell) for cell in cells))
+    console.print(table)
 
 
 def sweep_command(arguments: Sequence[str]) -> int:
@@ -227,6 +261,7 @@ def name_positionals(arguments: Sequence[str], options: Sequence[str]) -> list[s
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "curate": (curate_command, "curate an image set with noisy labels"),
     "sweep": (sweep_command, "try settings of a curation, and rank them by references left out"),
+    "doctor": (doctor_command, "check nodes, data, room and memory before a curation; the same options"),
     "prepare": (prepare_command, "write WebVision, Animal-10N, CIFAR, digits or an image folder as shards"),
 }
 

@@ -230,8 +230,8 @@ class ResourceSettings(Settings):
     """Processes of Ray Train. One on a small machine: each takes seconds to start."""
     embed_workers: int | None = None
     """Actors that embed; by default one a GPU, else one for two CPUs."""
-    embed_batch: int = Field(256, ge=1)
-    """Images at once through the backbone."""
+    embed_batch: int | None = Field(None, ge=1)
+    """Images at once through the backbone; by default 256 on a CPU, on a GPU the fastest, found by a short probe."""
     index_shards: int = Field(2, ge=1)
     """Pieces of the supporter index, an actor each."""
     index_replicas: int = Field(1, ge=1)

@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from heads import PORTS, free_ports
 
 from trainref_ray import load_run
 from trainref_ray.results import load_sweep
@@ -28,16 +28,6 @@ BIN = Path(sys.executable).parent
 START_SECONDS = 150
 """In which a head must answer; ten on an idle machine of 2 cores."""
 JOB_SECONDS = 300
-PORTS = (
-    "port",
-    "dashboard-port",
-    "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
-    "runtime-env-agent-port",
-    "metrics-export-port",
-    "ray-client-server-port",
-)
-"""Ports of a head that have fixed defaults, which another Ray on this machine may hold."""
 TOKEN = secrets.token_hex(32)
 """Of this module's own Ray: without it every request is refused."""
 OPTIONS = (
@@ -78,15 +68,6 @@ class Head:
     def submit(self, job: str, *options: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """`ray job submit` of a script in `jobs/`."""
         return self.command("submit", "--working-dir", ".", *before, "--", "python", f"jobs/{job}", *options)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all open at once so that none comes twice."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
 
 
 def wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

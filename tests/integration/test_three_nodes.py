@@ -23,9 +23,9 @@ from trainref_ray.results import CurationRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.multinode, pytest.mark.timeout(900)]
 
-THREE_NODES = [{"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1, "resources": {"large_memory": 1}}]
-"""A head for the driver alone, as in a cluster, and together as many CPUs as the one node of the other tests has: the
-threads of a training follow from the CPUs, and its rounding from the threads."""
+THREE_NODES = [{"num_cpus": 0}, {"num_cpus": 2}, {"num_cpus": 1, "resources": {"large_memory": 1}}]
+"""A head for the driver alone, as in a cluster, and the larger of the others with as many CPUs as the one node of the
+other tests has: the threads of a training follow from that node, and its rounding from the threads."""
 
 
 def settings(data: str, out: str) -> dict[str, Any]:

@@ -14,10 +14,14 @@ from ray.data import ActorPoolStrategy
 
 from trainref_ray.data.images import stored_size
 from trainref_ray.distributed.context import Context
-from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead, pixels_of
+from trainref_ray.distributed.datasource import BLOCK_ROWS, ReadPlan, ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.stages import blocks_of, collect, unfinished
 from trainref_ray.run import Stage, Storage
 from trainref_ray.schemas import SHARD_BITS, check, embeddings, predictions
+
+CPU_BATCH = 256
+FIRST_BATCH = 32
+"""Where the search for the fastest batch on a GPU begins."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,13 @@ def _through_model(
             cluster.device,
             cluster.bf16,
             resources.embed_batch,
-            max(1, int(cluster.cpus) // workers),
+            cluster.embed_threads,
         ),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers),
-        num_gpus=1 if cluster.gpus else None,
-        num_cpus=0 if cluster.gpus or cluster.cpus <= cluster.embed_workers else 1,
+        num_gpus=cluster.embed_gpus or None,
+        num_cpus=cluster.embed_cpus,
     )
     dataset.context.execution_options.preserve_order = True
     return blocks_of(dataset)
@@ -129,7 +133,7 @@ class Embedder:
         predicted: frozenset[int],
         device: str,
         bf16: bool | None,
-        batch: int,
+        batch: int | None,
         threads: int,
     ) -> None:
         import torch
@@ -144,7 +148,16 @@ class Embedder:
         self._predicted = predicted
         self._device = device
         self._bf16 = use_bf16(bf16, device)
-        self._batch = batch
+        self._batch = batch or self._choose_batch()
+
+    def _choose_batch(self) -> int:
+        """The fastest batch on a GPU; blocks set the limit, since one batch never holds two shards."""
+        from trainref_ray.models.memory import fastest_batch, prediction_speed
+
+        if self._device == "cpu":
+            return CPU_BATCH
+        measure = prediction_speed(self._model, device=self._device, bf16=self._bf16)
+        return fastest_batch(measure, start=FIRST_BATCH, largest=BLOCK_ROWS)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """One block, all of one shard: `embedding` and `model_class` (null without a head), or `logits` for the shards

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from trainref_ray.data.sources.cifar import confusion_by_names
 from trainref_ray.distributed.context import Context, Inputs
 from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.limit import first_samples
+from trainref_ray.distributed.needs import Check
 from trainref_ray.distributed.pipeline import Pipeline
+from trainref_ray.distributed.preflight import preflight, tell
 from trainref_ray.distributed.session import connect
 from trainref_ray.distributed.trainer import SCRATCH
 from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError
@@ -66,12 +69,29 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
         inputs = find_inputs(config, storage)
         storage.write_bytes(RUN_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         storage.write_json("environment.json", environment())
-        with tracked(config, storage, reporter) as starting, connect(config.resources) as cluster:
+        with tracked(config, storage, reporter) as starting, connect(config.resources, reporter.message) as cluster:
+            tell(preflight(config, storage, cluster, inputs), reporter)
             tracker = None if starting is None else started(starting)
             pipeline = Pipeline(Context(config, storage, storage, cluster, reporter, inputs), lock.check)
             pipeline.run()
             finish(pipeline, tracker)
     return load_run(storage.root)
+
+
+def doctor(config: Config, reporter: Reporter | None = None) -> list[Check]:
+    """What `curate` would check before it runs, without running it; of the run folder only a file is tried.
+
+    Raises:
+        TrainRefError: what `curate` would refuse before it looks at the resources.
+    """
+    reporter = reporter or Reporter()
+    check_settings(config)
+    storage = open_run(config.out, resume=True)
+    with TemporaryDirectory() as scratch:  # stands for the run folder in what writes there
+        known = embedded_sample(config, Storage(scratch))
+        inputs = find_inputs(known, Storage(scratch))
+        with connect(config.resources, reporter.message) as cluster:
+            return preflight(known, storage, cluster, inputs, data_exists=known is config)
 
 
 @contextmanager

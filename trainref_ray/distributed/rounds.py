@@ -110,7 +110,7 @@ def _fit_probe(context: Context, stages: RoundStages) -> None:
     with context.reporter.stage(
         "probe", stage.round, shards=1, reused=0, items=samples.num_rows, unit="samples"
     ) as progress:
-        options = {"num_gpus": 1} if cluster.gpus else {"num_cpus": min(1, cluster.cpus)}
+        options = {"num_gpus": cluster.train_gpus} if cluster.gpus else {"num_cpus": min(1, cluster.cpus)}
         fit = ray.remote(fit_probe_task).options(**options, scheduling_strategy="DEFAULT")
         shard_ids = [shard.shard_id for shard in context.shards]
         ray.get(
@@ -192,6 +192,7 @@ def _find_supporters(context: Context, stages: RoundStages) -> None:
         _index_files(context, stages),
         replicas=settings.index_replicas,
         gpus=context.cluster.gpus,
+        trials=context.cluster.trials,
         timeout=settings.timeout,
     ) as pool:
         arguments = {"stages": stages, "config": context.config, "pool": pool}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from trainref_ray.distributed.session import gpu_share
 from trainref_ray.errors import ResourceError
 from trainref_ray.retrieval.index import SupporterIndex
 from trainref_ray.retrieval.merge import merge
@@ -84,7 +85,7 @@ class SupporterPool:
 
 @contextmanager
 def supporter_pool(
-    storage: Storage, files: Sequence[tuple[str, str]], *, replicas: int, gpus: float, timeout: float
+    storage: Storage, files: Sequence[tuple[str, str]], *, replicas: int, gpus: float, timeout: float, trials: int = 1
 ) -> Iterator[SupporterPool]:
     """Start the pool and end it with the context, so that the next stage has the machine for itself.
 
@@ -94,8 +95,9 @@ def supporter_pool(
         replicas: actors a shard; an actor that dies is started again.
         gpus: GPUs to share between the actors, 0 for none.
         timeout: seconds to wait for an answer.
+        trials: pools of this size that share the GPUs at once.
     """
-    share = min(1.0, gpus / (len(files) * replicas)) if gpus else 0.0
+    share = gpu_share(gpus, len(files) * replicas * trials) if gpus else 0.0
     actor = ray.remote(IndexShard).options(
         num_cpus=0,  # resident actors that hold CPUs starve the stages that come after them
         num_gpus=share,

@@ -20,9 +20,9 @@ from rich.console import Console
 from trainref_ray.config import METHOD_VERSION, Config, SweepSettings, make_config
 from trainref_ray.distributed.context import Inputs
 from trainref_ray.distributed.job import check_settings, embedded_sample, environment, find_inputs
-from trainref_ray.distributed.session import Cluster, connect, plan_cluster, quiet
+from trainref_ray.distributed.preflight import preflight, tell
+from trainref_ray.distributed.session import Cluster, connect, node_resources, plan_cluster, quiet
 from trainref_ray.distributed.sweep_log import SweepLog, sweep_log
-from trainref_ray.distributed.trainer import LEAST_RESERVED
 from trainref_ray.distributed.trial import run_trial
 from trainref_ray.errors import ConfigError, ResourceError
 from trainref_ray.progress import Reporter, StageRecord
@@ -148,9 +148,13 @@ def sweep(config: Config, settings: SweepSettings, reporter: Reporter | None = N
         settings_text = {"curation": config.model_dump(mode="json"), "sweep": settings.model_dump(mode="json")}
         storage.write_bytes(SWEEP_FILE, yaml.safe_dump(settings_text, sort_keys=False).encode())
         storage.write_json("environment.json", environment())
-        with sweep_log(config, settings, storage, reporter) as log, connect(config.resources) as cluster:
+        with (
+            sweep_log(config, settings, storage, reporter) as log,
+            connect(config.resources, reporter.message) as cluster,
+        ):
             at_once = trials_at_once(settings, cluster)
-            share = plan_cluster(config.resources, {"CPU": cluster.cpus / at_once, "GPU": cluster.gpus})
+            share = plan_cluster(config.resources, ray.cluster_resources(), at_once, node_resources())
+            tell(preflight(trial_config, storage, share, inputs), reporter)
             plan = SweepPlan(trial_config, settings, space, tuple(points), storage, inputs, share, at_once)
             results = _run_trials(plan, log, reporter)
             lock.check()
@@ -273,7 +277,9 @@ def _tune(
     """Let Tune run the waiting points, or the draws of a search that learns from the known results."""
     trainable = tune.with_resources(
         tune.with_parameters(_run_in_tune, plan=plan, queue=queue),
-        {"cpu": 0, "memory": LEAST_RESERVED},  # a trial that held a CPU would keep its own stages from it
+        {
+            "memory": 1
+        },  # a trial that held a CPU would keep its own stages from it; Tune wants a reservation of something
     )
     if waiting:
         space: dict[str, Any] = {"point": tune.grid_search(list(waiting))}

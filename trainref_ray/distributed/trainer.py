@@ -28,8 +28,6 @@ from trainref_ray.run import Stage, Storage
 MAX_FAILURES = 3
 """Lost workers that Ray Train replaces before the stage gives up."""
 POLL_SECONDS = 0.5
-LEAST_RESERVED = 2**20
-"""Bytes. A worker that reserved nothing at all would be refused; on one CPU it must not reserve that."""
 SCRATCH = "ray_train"
 """Folder that Ray Train wants to have; it holds nothing that is needed later."""
 
@@ -129,11 +127,7 @@ def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:
         scaling_config=ScalingConfig(
             num_workers=job.workers,
             use_gpu=bool(job.cluster.gpus),
-            resources_per_worker={
-                "CPU": job.cluster.train_cpus,
-                "memory": LEAST_RESERVED,
-                **({"GPU": 1} if job.cluster.gpus else {}),
-            },
+            resources_per_worker=worker_resources(job.cluster),
         ),
         run_config=RunConfig(
             name=f"{job.stage.name}-{uuid.uuid4().hex[:8]}",  # a name that was used before resumes in silence
@@ -152,6 +146,12 @@ def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:
     error = running.exception()
     if error is not None:
         raise _explain(job, error) from error
+
+
+def worker_resources(cluster: Cluster) -> dict[str, float]:
+    """What a training worker reserves. Ray refuses to reserve nothing at all, so without a CPU or GPU it is a byte."""
+    resources = {"CPU": cluster.train_cpus, "GPU": cluster.train_gpus}
+    return {name: amount for name, amount in resources.items() if amount} or {"memory": 1}
 
 
 def _explain(job: TrainJob, error: BaseException) -> TrainRefError:
