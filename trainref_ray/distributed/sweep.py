@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import yaml
 from ray import tune
 from ray.util.queue import Queue
