@@ -55,7 +55,7 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
         TrainRefError: one of its kinds (settings, shards, references, run folder, resources), with what would be right.
     """
     reporter = reporter or Reporter()
-    _check_settings(config)
+    check_settings(config)
     storage = open_run(config.out, resume=config.resume)
     with RunLock(storage) as lock:
         config = embedded_sample(config, storage)
@@ -146,8 +146,12 @@ def log_run(tracker: Tracker, pipeline: Pipeline, summary: dict[str, Any]) -> No
     tracker.model(context.storage, context.config.image_size, context.classes)
 
 
-def _check_settings(config: Config) -> None:
-    """What can be known without any file."""
+def check_settings(config: Config) -> None:
+    """What can be known without any file.
+
+    Raises:
+        ConfigError: a setting is missing, or the backbone is unknown.
+    """
     if not config.data:
         raise ConfigError("setting 'data' is missing: give --data SHARDS (pattern, glob, folder or URL)")
     if config.reference is None and config.reference_per_class is None:

@@ -40,6 +40,31 @@ def render(content: ReportContent) -> str:
     Args:
         content: what to show; empty parts are named as missing.
     """
+    environment = make_environment()
+    # the package's own file, which holds no data
+    script = Markup((TEMPLATES / "page.js").read_text(encoding="utf-8"))
+    shown = [[format_value(value) for value in values] for _, values in content.results.rows]
+    return environment.get_template("page.html.j2").render(
+        **page_style("page.css"),
+        content=content,
+        script=script,
+        script_hash=_policy_hash(script),
+        segments=decision_segments(content.counts),
+        classes=class_changes(content),
+        gallery_classes=sorted({name for card in content.gallery for name in (card.given, card.leading) if name}),
+        bars=reliability_bars,
+        thumbnail=thumbnail,
+        shown=shown,
+        best=best_rows(content.results, shown),
+        settings=list(flat_settings(content.settings)),
+        words=DECISION_WORDS,
+        quarantine_open=QUARANTINE_OPEN,
+        missing=MISSING,
+    )
+
+
+def make_environment() -> Environment:
+    """Templates of the package, with escaping on, and the pages' filters."""
     environment = Environment(
         loader=PackageLoader("trainref_ray.report"),
         autoescape=True,
@@ -55,27 +80,14 @@ def render(content: ReportContent) -> str:
         duration=format_duration,
         metric=metric_label,
     )
-    # the two files are the package's own and hold no data, so they alone are not escaped
-    style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    shown = [[format_value(value) for value in values] for _, values in content.results.rows]
-    return environment.get_template("page.html.j2").render(
-        content=content,
-        style=style,
-        script=script,
-        style_hash=_policy_hash(style),
-        script_hash=_policy_hash(script),
-        segments=decision_segments(content.counts),
-        classes=class_changes(content),
-        gallery_classes=sorted({name for card in content.gallery for name in (card.given, card.leading) if name}),
-        bars=reliability_bars,
-        thumbnail=thumbnail,
-        shown=shown,
-        best=best_rows(content.results, shown),
-        settings=list(flat_settings(content.settings)),
-        words=DECISION_WORDS,
-        quarantine_open=QUARANTINE_OPEN,
-        missing=MISSING,
-    )
+    return environment
+
+
+def page_style(*names: str) -> dict[str, Markup | str]:
+    """The named style sheets as one, and its hash for the page's policy. They are the package's own and hold no data,
+    so they alone are not escaped."""
+    style = Markup("\n").join(Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in names)
+    return {"style": style, "style_hash": _policy_hash(style)}
 
 
 def write(content: ReportContent, path: Path) -> None:
