@@ -178,7 +178,10 @@ def spread_words(table: ComparisonTable) -> str:
     """What the number behind each mean is."""
     if len(table.seeds) > 1:
         return f"Mean ± sample standard deviation of {len(table.seeds)} seeds."
-    return "One seed; in brackets 95 % bootstrap intervals over the images."
+    return (
+        "One seed; in brackets 95 % bootstrap intervals over the images. Those of calibration errors lie high: "
+        "resampled bins are noisier."
+    )
 
 
 def markdown(table: ComparisonTable, title: str, notes: Sequence[str]) -> str:
