@@ -18,10 +18,10 @@ from trainref_ray.config import Config, load_preset, make_config
 from trainref_ray.errors import ConfigError, TrainRefError
 from trainref_ray.results import CurationRun
 
+TABLE_METRICS = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc", "accuracy", "nll_ts", "ece_ts")
+
 if TYPE_CHECKING:
     from trainref_ray.distributed.compare import Comparison, Request
-
-TABLE_METRICS = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc", "accuracy", "nll_ts", "ece_ts")
 
 
 def parse_curate(arguments: Sequence[str], *, default_preset: str | None) -> Config:
@@ -101,6 +101,40 @@ def curate_command(arguments: Sequence[str], default_preset: str | None = None) 
     return run_command(command)
 
 
+def print_results(run: CurationRun) -> None:
+    """Counts, the table of figures and where the report is, on standard output."""
+    summary = run.summary
+    counts = summary["counts"]
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(", ".join(f"{value:,} {name}" for name, value in counts.items()), highlight=False)
+    names = [name for name in TABLE_METRICS if any(row.get(name) is not None for _, row in result_rows(summary))]
+    table = Table(title=None)
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for title, row in result_rows(summary):
+        table.add_row(title, *(_cell(row.get(name), row.get("intervals", {}).get(name)) for name in names))
+    console.print(table)
+    console.print(f"report: {run.storage.location('report/index.html')}", highlight=False, soft_wrap=True)
+
+
+def result_rows(summary: dict) -> list[tuple[str, dict]]:
+    """Rows of the results table: the baselines, each round, the final figures with their intervals."""
+    rows: list[tuple[str, dict]] = []
+    for name, figures in summary["baselines"].items():
+        rows.append((name.replace("_", " "), figures))
+    for number, figures in enumerate(summary["rounds"][:-1], start=1):
+        rows.append((f"trainref, round {number}", figures))
+    rows.append(("trainref", {**summary["metrics"], "intervals": summary["intervals"]}))
+    return rows
+
+
+def _cell(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
+
+
 COMPARE_OPTIONS = """compare has the options of a curation (below) and:
   --methods A,B       what to run; by default all that are installed and need no fine-tuning of their own:
                       {methods}
@@ -169,40 +203,6 @@ def print_comparison(found: Comparison) -> None:
         console.print(found.storage.location(name), highlight=False, soft_wrap=True)
 
 
-def print_results(run: CurationRun) -> None:
-    """Counts, the table of figures and where the report is, on standard output."""
-    summary = run.summary
-    counts = summary["counts"]
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(", ".join(f"{value:,} {name}" for name, value in counts.items()), highlight=False)
-    names = [name for name in TABLE_METRICS if any(row.get(name) is not None for _, row in result_rows(summary))]
-    table = Table(title=None)
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for title, row in result_rows(summary):
-        table.add_row(title, *(_cell(row.get(name), row.get("intervals", {}).get(name)) for name in names))
-    console.print(table)
-    console.print(f"report: {run.storage.location('report/index.html')}", highlight=False, soft_wrap=True)
-
-
-def result_rows(summary: dict) -> list[tuple[str, dict]]:
-    """Rows of the results table: the baselines, each round, the final figures with their intervals."""
-    rows: list[tuple[str, dict]] = []
-    for name, figures in summary["baselines"].items():
-        rows.append((name.replace("_", " "), figures))
-    for number, figures in enumerate(summary["rounds"][:-1], start=1):
-        rows.append((f"trainref, round {number}", figures))
-    rows.append(("trainref", {**summary["metrics"], "intervals": summary["intervals"]}))
-    return rows
-
-
-def _cell(value: float | None, interval: Sequence[float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
-
-
 def prepare_command(arguments: Sequence[str]) -> int:
     """`prepare`: a source's images as shards. Returns the exit code."""
     from trainref_ray.data.prepare import LISTED, PrepareSettings, prepare
@@ -233,8 +233,8 @@ def name_positionals(arguments: Sequence[str], options: Sequence[str]) -> list[s
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "curate": (curate_command, "curate an image set with noisy labels"),
-    "compare": (compare_command, "run this project and its rivals on the same data"),
     "prepare": (prepare_command, "write WebVision, Animal-10N, CIFAR, digits or an image folder as shards"),
+    "compare": (compare_command, "run this project and its rivals on the same data"),
 }
 
 

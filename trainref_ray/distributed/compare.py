@@ -415,7 +415,7 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
         "method": name,
         "versions": [METHOD_VERSION, COMPARE_VERSION],
         "seed": config.seed,
-        "inventory": stages["inventory"],
+        "inventory": [stages["inventory"], stages.get("noisy")],
         "shards": [[s.shard_id, s.etag, s.rows] for test in (False, True) for s in shards_of(run, test=test)],
         "references": [stages["references"], stages["held_out"]],
         "classes": run.class_names,

@@ -147,11 +147,7 @@ def log_run(tracker: Tracker, pipeline: Pipeline, summary: dict[str, Any]) -> No
 
 
 def check_settings(config: Config) -> None:
-    """What can be known without any file.
-
-    Raises:
-        ConfigError: a setting is missing, or the backbone is unknown.
-    """
+    """What can be known without any file."""
     if not config.data:
         raise ConfigError("setting 'data' is missing: give --data SHARDS (pattern, glob, folder or URL)")
     if config.reference is None and config.reference_per_class is None:

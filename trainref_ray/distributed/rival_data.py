@@ -67,7 +67,7 @@ def read_split(run: CurationRun) -> Split:
 def training_history(run: CurationRun, models: int | None = None) -> list[dict[str, Any]]:
     """Reports of all epochs of the run's first so many trainings, or of all (`training.state.EpochReport`)."""
     stages = [run.model_stage(index) for index in range(len(run.stages["models"]))][:models]
-    return [report for stage in stages for report in run.storage.read_json(stage.path("history.json"))]
+    return [report for stage in stages for report in stage.storage.read_json(stage.path("history.json"))]
 
 
 def embeddings_of(run: CurationRun, uids: np.ndarray) -> np.ndarray:

@@ -39,8 +39,8 @@ from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_mod
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.report.scores import Truth, score
 from trainref_ray.report.summary import held_out_logits, usable_decisions
-from trainref_ray.results import CurationRun
-from trainref_ray.run import Stage, Storage
+from trainref_ray.results import CurationRun, load_run
+from trainref_ray.run import Stage
 from trainref_ray.schemas import dense_soft_labels, to_matrix
 from trainref_ray.training.calibrate import softmax
 from trainref_ray.training.loop import EpochReport, TrainPlan, TrainState, load_state, save_state
@@ -95,7 +95,7 @@ def run_piece(job: RivalJob) -> str | None:
     """Make and save what several methods need; returns why there is none, if it could not be fitted to these data."""
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
-    run = CurationRun(Storage(job.run))
+    run = load_run(job.run)
     makers = {TRUTH: _truth, PRETRAINED_PIECE: _pretrained, OUT_OF_FOLD: _out_of_fold}
     try:
         tensors = makers[job.method](job, run, read_split(run))
@@ -116,7 +116,7 @@ def run_method(job: RivalJob) -> str | None:
     """Run a method and save what it says; returns why it says nothing, if it could not be fitted to these data."""
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
-    run = CurationRun(Storage(job.run))
+    run = load_run(job.run)
     try:
         result, facts = _judge(job, run, read_split(run))
     except (ConfigError, FloatingPointError, ValueError) as error:
@@ -162,8 +162,8 @@ def _truth(job: RivalJob, run: CurationRun, split: Split) -> dict[str, np.ndarra
 def _pretrained(job: RivalJob, run: CurationRun, split: Split) -> dict[str, np.ndarray]:
     """What the model before any curation says of the samples, and test images as it sees them."""
     with TemporaryDirectory() as folder:
-        path = run.model_stage(0).path("model")
-        model, _ = load_model(run.storage.download(path, Path(folder) / "model"))
+        stage = run.model_stage(0)
+        model, _ = load_model(stage.storage.download(stage.path("model"), Path(folder) / "model"))
     _, logits = _predict_shards(job, run, model, split.samples)
     test_embeddings, test_logits = _predict_shards(job, run, model, split.tests, test=True)
     _, held_out = _predict_shards(job, run, model, split.held_out)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from trainref_ray.report.comparison import GROUPS, ComparisonTable, charts, number, spread_words
 from trainref_ray.report.confidence import Confidence
 from trainref_ray.report.figures import thumbnail
-from trainref_ray.report.page import MISSING, flat_settings, make_environment, page_style
+from trainref_ray.report.page import MISSING, TEMPLATES, flat_settings, page_environment, policy_hash
 from trainref_ray.report.scores import METRICS
 
 
@@ -25,10 +27,10 @@ def render_comparison(
         has_confidence: whether `confidence.html` lies beside the page.
     """
     return (
-        make_environment()
+        page_environment()
         .get_template("compare.html.j2")
         .render(
-            **page_style("page.css", "compare.css"),
+            **_style(),
             title=title,
             table=table,
             groups=[(name, columns) for name, names in GROUPS.items() if (columns := table.columns(names))],
@@ -47,7 +49,14 @@ def render_comparison(
 def render_confidence(content: Confidence) -> str:
     """`confidence.html`: the same test images with the largest classes of two models."""
     return (
-        make_environment()
-        .get_template("confidence.html.j2")
-        .render(**page_style("page.css", "compare.css"), content=content, thumbnail=thumbnail)
+        page_environment().get_template("confidence.html.j2").render(**_style(), content=content, thumbnail=thumbnail)
     )
+
+
+def _style() -> dict[str, Markup | str]:
+    """The report's style sheet and the comparison's, and their hash for the page's policy. They are the package's own
+    and hold no data, so they alone are not escaped."""
+    style = Markup("\n").join(
+        Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "compare.css")
+    )
+    return {"style": style, "style_hash": policy_hash(style)}

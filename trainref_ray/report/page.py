@@ -31,40 +31,8 @@ QUARANTINE_OPEN = 12
 """Quarantined samples that are shown unfolded."""
 
 
-def render(content: ReportContent) -> str:
-    """The page as HTML text.
-
-    Every text of the run is escaped. A content security policy forbids all requests, and every style and script but
-    the two of this page.
-
-    Args:
-        content: what to show; empty parts are named as missing.
-    """
-    environment = make_environment()
-    # the package's own file, which holds no data
-    script = Markup((TEMPLATES / "page.js").read_text(encoding="utf-8"))
-    shown = [[format_value(value) for value in values] for _, values in content.results.rows]
-    return environment.get_template("page.html.j2").render(
-        **page_style("page.css"),
-        content=content,
-        script=script,
-        script_hash=_policy_hash(script),
-        segments=decision_segments(content.counts),
-        classes=class_changes(content),
-        gallery_classes=sorted({name for card in content.gallery for name in (card.given, card.leading) if name}),
-        bars=reliability_bars,
-        thumbnail=thumbnail,
-        shown=shown,
-        best=best_rows(content.results, shown),
-        settings=list(flat_settings(content.settings)),
-        words=DECISION_WORDS,
-        quarantine_open=QUARANTINE_OPEN,
-        missing=MISSING,
-    )
-
-
-def make_environment() -> Environment:
-    """Templates of the package, with escaping on, and the pages' filters."""
+def page_environment() -> Environment:
+    """Templates of the report, with escaping on, an undefined name an error, and the formats of figures as filters."""
     environment = Environment(
         loader=PackageLoader("trainref_ray.report"),
         autoescape=True,
@@ -83,11 +51,37 @@ def make_environment() -> Environment:
     return environment
 
 
-def page_style(*names: str) -> dict[str, Markup | str]:
-    """The named style sheets as one, and its hash for the page's policy. They are the package's own and hold no data,
-    so they alone are not escaped."""
-    style = Markup("\n").join(Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in names)
-    return {"style": style, "style_hash": _policy_hash(style)}
+def render(content: ReportContent) -> str:
+    """The page as HTML text.
+
+    Every text of the run is escaped. A content security policy forbids all requests, and every style and script but
+    the two of this page.
+
+    Args:
+        content: what to show; empty parts are named as missing.
+    """
+    environment = page_environment()
+    # the two files are the package's own and hold no data, so they alone are not escaped
+    style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    shown = [[format_value(value) for value in values] for _, values in content.results.rows]
+    return environment.get_template("page.html.j2").render(
+        content=content,
+        style=style,
+        script=script,
+        style_hash=policy_hash(style),
+        script_hash=policy_hash(script),
+        segments=decision_segments(content.counts),
+        classes=class_changes(content),
+        gallery_classes=sorted({name for card in content.gallery for name in (card.given, card.leading) if name}),
+        bars=reliability_bars,
+        thumbnail=thumbnail,
+        shown=shown,
+        best=best_rows(content.results, shown),
+        settings=list(flat_settings(content.settings)),
+        words=DECISION_WORDS,
+        quarantine_open=QUARANTINE_OPEN,
+        missing=MISSING,
+    )
 
 
 def write(content: ReportContent, path: Path) -> None:
@@ -95,7 +89,7 @@ def write(content: ReportContent, path: Path) -> None:
     path.write_text(render(content), encoding="utf-8")
 
 
-def _policy_hash(text: str) -> str:
+def policy_hash(text: str) -> str:
     """What a content security policy calls this very text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
