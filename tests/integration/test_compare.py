@@ -19,9 +19,16 @@ from trainref_ray.distributed.compare import Comparison, Request, compare
 from trainref_ray.progress import Reporter
 from trainref_ray.report.scores import METRICS
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-CHANGES: dict[str, Any] = {"limit": 300, "calibrate": {"per_class": 1}, "report": {"gallery": 8}}
+CHANGES: dict[str, Any] = {
+    "limit": 300,
+    "pretrain": {"batch_size": 32},
+    "finetune_model": False,
+    "calibrate": {"per_class": 1},
+    "report": {"gallery": 8},
+}
+"""Each start of training workers takes half a minute on two CPUs, so only one test fine-tunes."""
 
 
 class Lines(Reporter):
@@ -129,8 +136,8 @@ def test_an_equal_budget_of_image_passes(out: Path) -> None:
     rows = rows_of(out)
     budget = rows["trainref", 0]["image_passes"]
     for method in TRAINED:
-        # half a batch an epoch, and DISC ends within a step
-        assert rows[method, 0]["image_passes"] == pytest.approx(budget, rel=0.12), method
+        # to within half a batch an epoch; DISC ends with a step of at most 4 passes an image
+        assert rows[method, 0]["image_passes"] == pytest.approx(budget, abs=4 * 32), method
     assert rows["knn", 0]["image_passes"] is None
 
 
@@ -188,19 +195,19 @@ def test_what_is_removed_or_cut_short_is_done_again_with_equal_figures(
     assert json.loads((states / "latest.json").read_text()) == kept
 
 
-def test_a_changed_vote_leaves_the_rivals_alone(
-    out: Path, with_votes: Path, methods: tuple[str, ...], local_ray: None, tmp_path: Path
-) -> None:
-    """A hard fine-tuning shares the pre-training; and with k changed, only our own rows are made again."""
+def test_a_fine_tuning_of_its_own_shares_what_is_before_it(out: Path, with_votes: Path, tmp_path: Path) -> None:
+    """With fine-tuning, and an ablation of it: one pre-training for both, and the methods on embeddings stay."""
     shutil.copytree(out, tmp_path / "other")
     before = written(tmp_path / "other")
-    request = Request(tuple(choose_methods(["trainref/hard", "disc", *ON_FEATURES])), (0,), "people")
-    _, text = start(tmp_path / "other", request, with_votes)
-    assert "resuming: pretrain: done before" in text
+    request = Request(tuple(choose_methods(["trainref/hard", *ON_FEATURES])), (0,), "people")
+    _, text = start(tmp_path / "other", request, with_votes, finetune_model=True)
+    assert text.count("resuming: pretrain: done before") == 2
     added = {Path(path).parent.name for path in written(tmp_path / "other").keys() - before.keys()}
-    assert {name.rpartition("-")[0] for name in added} == {"trainref-hard"}
-    rows = rows_of(tmp_path / "other")
-    assert list(rows) == [("trainref", 0), ("trainref/hard", 0), ("logistic_regression", 0), ("knn", 0), ("disc", 0)]
-    assert rows["disc", 0]["metrics"] == rows_of(out)["disc", 0]["metrics"]
-    assert rows["trainref", 0]["metrics"] == rows_of(out)["trainref", 0]["metrics"]
-    assert rows["trainref/hard", 0]["metrics"]["nll"] != rows["trainref", 0]["metrics"]["nll"]
+    assert {name.rpartition("-")[0] for name in added} == {"trainref", "trainref-hard"}
+    rows, old = rows_of(tmp_path / "other"), rows_of(out)
+    assert list(rows) == [("trainref", 0), ("trainref/hard", 0), ("logistic_regression", 0), ("knn", 0)]
+    assert rows["knn", 0]["metrics"] == old["knn", 0]["metrics"]
+    assert rows["trainref", 0]["metrics"]["noise_auroc"] == old["trainref", 0]["metrics"]["noise_auroc"]
+    losses = {rows["trainref", 0]["metrics"]["nll"], rows["trainref/hard", 0]["metrics"]["nll"]}
+    assert len(losses | {old["trainref", 0]["metrics"]["nll"]}) == 3
+    assert rows["trainref", 0]["image_passes"] > old["trainref", 0]["image_passes"]
