@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TABLE_METRICS = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc", "accuracy", "nll_ts", "ece_ts")
 
+if TYPE_CHECKING:
+    from trainref_ray.distributed.compare import Comparison, Request
+
 
 def parse_curate(arguments: Sequence[str], *, default_preset: str | None) -> Config:
     """Settings from `--preset NAME` and further options.
@@ -230,6 +233,74 @@ def _cell(value: float | None, interval: Sequence[float] | None) -> str:
     return f"{value:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
 
 
+COMPARE_OPTIONS = """compare has the options of a curation (below) and:
+  --methods A,B       what to run; by default all that are installed and need no fine-tuning of their own:
+                      {methods}
+  --seeds 0,1,2       a curation and all rivals of each; by default 0
+  --human-field NAME  field of KEY.json with people's votes, one number a class, for soft_nll and soft_kl
+"""
+
+
+def parse_compare(arguments: Sequence[str], *, default_preset: str | None) -> tuple[Config, Request]:
+    """Settings of the curations, and what is compared.
+
+    Raises:
+        ConfigError: an unknown method, a seed that is no number, or what `parse_curate` refuses.
+    """
+    from trainref_ray.baselines.methods import METHODS, choose_methods
+    from trainref_ray.distributed.compare import Request
+
+    rest, named = take_option(list(arguments), "--methods")
+    rest, numbers = take_option(rest, "--seeds")
+    rest, human_field = take_option(rest, "--human-field")
+    if "--help" in rest or "-h" in rest:
+        print(COMPARE_OPTIONS.format(methods=", ".join(METHODS)))
+    methods = choose_methods(None if named is None else [name.strip() for name in named.split(",")])
+    seeds = [number.strip() for number in (numbers or "0").split(",")]
+    wrong = [number for number in seeds if not (number.isascii() and number.isdigit())]
+    if wrong:
+        raise ConfigError(f"--seeds is {numbers!r}: {wrong[0]!r} is no number from 0; right is e.g. --seeds 0,1,2")
+    config = parse_curate(rest, default_preset=default_preset)
+    return config, Request(tuple(methods), tuple(dict.fromkeys(map(int, seeds))), human_field)
+
+
+def compare_command(arguments: Sequence[str], default_preset: str | None = None) -> int:
+    """`compare`: settings, all methods of all seeds, the table. Returns the exit code."""
+
+    def command() -> None:
+        config, request = parse_compare(arguments, default_preset=default_preset)
+        from trainref_ray.baselines.methods import CLEANLAB, cleanlab_installed
+        from trainref_ray.distributed.compare import compare
+
+        if not cleanlab_installed():
+            print(
+                f"cleanlab is not installed: no {', '.join(CLEANLAB)}; pip install 'trainref-ray[benchmarks]'",
+                file=sys.stderr,
+            )
+        print_comparison(compare(config, request))
+
+    return run_command(command)
+
+
+def print_comparison(found: Comparison) -> None:
+    """The headline figures of each method and where the whole table is, on standard output."""
+    table = found.table
+    names = table.columns(TABLE_METRICS)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    shown = Table(title=None)
+    shown.add_column("")
+    for name in names:
+        shown.add_column(name, justify="right")
+    for method in table.methods:
+        cells = table.cells[method]
+        shown.add_row(method, *(cells[name].text if name in cells else "" for name in names))
+    console.print(shown)
+    for method, seed, reason in table.errors:
+        console.print(f"{method}, seed {seed}: no figures: {reason}", highlight=False, markup=False)
+    for name in ("compare.md", "report/compare.html"):
+        console.print(found.storage.location(name), highlight=False, soft_wrap=True)
+
+
 def prepare_command(arguments: Sequence[str]) -> int:
     """`prepare`: a source's images as shards. Returns the exit code."""
     from trainref_ray.data.prepare import LISTED, PrepareSettings, prepare
@@ -263,6 +334,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sweep": (sweep_command, "try settings of a curation, and rank them by references left out"),
     "doctor": (doctor_command, "check nodes, data, room and memory before a curation; the same options"),
     "prepare": (prepare_command, "write WebVision, Animal-10N, CIFAR, digits or an image folder as shards"),
+    "compare": (compare_command, "run this project and its rivals on the same data"),
 }
 
 

@@ -22,6 +22,7 @@ from safetensors.numpy import save as save_safetensors
 from trainref_ray.config import PretrainSettings
 from trainref_ray.data.images import stored_size
 from trainref_ray.distributed.datasource import ShardDatasource, ShardRead, pixels_of
+from trainref_ray.distributed.states import latest_state, write_state
 from trainref_ray.distributed.trainer import TrainJob
 from trainref_ray.models.backbones import build, load_model, predict, save_model
 from trainref_ray.models.precision import use_bf16
@@ -66,7 +67,7 @@ def run_worker(job: TrainJob) -> None:
 
         def on_epoch(report: EpochReport, current: TrainState) -> None:
             if rank == 0:
-                _write_state(job.stage, current, report.epoch, Path(scratch))
+                write_state(job.stage, report.epoch + 1, lambda folder: save_state(current, folder), Path(scratch))
 
         final = train(distributed, source, plan, validation=held_out, state=state, on_epoch=on_epoch)
         if rank == 0:
@@ -101,24 +102,8 @@ def _start_model(job: TrainJob, scratch: Path) -> Any:
 
 
 def _latest_state(job: TrainJob, scratch: Path) -> TrainState | None:
-    storage = job.stage.storage
-    marker = job.stage.path("states/latest.json")
-    if not storage.exists(marker):
-        return None
-    name = storage.read_json(marker)["state"]
-    return load_state(storage.download(job.stage.path(f"states/{name}"), scratch / "state"))
-
-
-def _write_state(stage: Stage, state: TrainState, epoch: int, scratch: Path) -> None:
-    """State first, then the marker that points to it, then the states before it are removed."""
-    name = f"epoch-{epoch:04d}"
-    local = scratch / name
-    save_state(state, local)
-    stage.storage.upload(local, stage.path(f"states/{name}"))
-    stage.storage.write_json(stage.path("states/latest.json"), {"state": name, "epochs": epoch + 1})
-    for old in stage.storage.names(stage.path("states")):
-        if old.startswith("epoch-") and old != name:
-            stage.storage.remove(stage.path(f"states/{old}"))
+    folder = latest_state(job.stage, scratch)
+    return None if folder is None else load_state(folder)
 
 
 def _held_out(stage: Stage) -> tuple[np.ndarray, np.ndarray] | None:

@@ -1,0 +1,60 @@
+"""Wrong input to a comparison: one clear line and exit code 2, before Ray is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from trainref_ray.cli import compare_command, parse_compare
+
+CASES: dict[str, tuple[list[str], str]] = {
+    "unknown method": (["--methods", "knn,disk"], "'disk' is unknown; allowed: trainref,"),
+    "no number": (["--seeds", "0,one"], "'one' is no number from 0"),
+    "negative seed": (["--seeds=-1"], "'-1'"),
+    "no value": (["--seeds"], "--seeds needs a value"),
+    "too many images": (["--resources.cache-bytes", "1000", "--limit", "100"], "resources.cache_bytes is 1,000"),
+    "unknown backbone": (["--backbone", "resnet19"], "resnet18"),
+    "no shard": (["--data", "none-*.tar"], "none-"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_input_ends_with_one_line_and_code_2(
+    name: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainref_ray.baselines.methods.cleanlab_installed", lambda: True)  # else a line says it is not
+    options, part = CASES[name]
+    if "--data" not in options:
+        options = [*options, "--data", str(digits / "train-*.tar")]
+    started = ray.is_initialized()
+    out = ["--image-size", "8", "--reference-per-class", "1", "--out", str(tmp_path / "out")]
+    assert compare_command([*out, *options] if name != "no value" else [*out, "--seeds"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert part in lines[0]
+    assert ray.is_initialized() == started
+    # what was refused can be put right in the same folder
+    assert not (tmp_path / "out" / "compare.yaml").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    options = ["--data", str(digits / "train-*.tar"), "--reference-per-class", "1", "--out", str(tmp_path)]
+    assert compare_command([*options, "--no-resume"]) == 2
+    assert "letter.txt" in capsys.readouterr().err
+    assert (tmp_path / "letter.txt").read_text() == "mine"
+
+
+def test_options_of_the_comparison_beside_those_of_the_curation() -> None:
+    arguments = ["--methods", "disc, knn", "--seeds=2,0,2", "--human-field", "people", "--data", "x", "--vote.k", "7"]
+    config, request = parse_compare([*arguments, "--reference-per-class", "1"], default_preset="cifar10")
+    assert request.methods == ("trainref", "knn", "disc")
+    assert request.seeds == (2, 0)
+    assert request.human_field == "people"
+    assert config.vote.k == 7
+    assert config.out == "runs/cifar10"
