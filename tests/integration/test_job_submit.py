@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -176,6 +177,15 @@ def test_a_submitted_sweep_ranks_its_trials(head: Head, shards: Path, tmp_path: 
     assert done.returncode == 0, done.stdout
     assert {row["status"] for row in load_sweep(str(out)).summary["trials"]} == {"complete"}
     assert f"report: {out}/report/sweep.html" in done.stdout
+
+
+def test_a_submitted_comparison_has_a_row_for_each_method(head: Head, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    methods = ("--methods=trainref,knn", "--seeds=0")
+    done = head.submit("compare.py", *methods, *curation(shards, out, epochs=1))
+    assert done.returncode == 0, done.stdout
+    rows = json.loads((out / "compare.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["trainref", "knn"]
 
 
 def test_without_the_token_nothing_is_submitted(head: Head, tmp_path: Path) -> None:

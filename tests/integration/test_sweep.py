@@ -128,7 +128,10 @@ def test_noise_is_put_into_clean_labels_and_fewer_references_are_judged_by_the_o
     local_ray: None, tmp_path: Path
 ) -> None:
     space = {"noise": {"grid": ["sym:0.2", "symflip:0.6"]}, "reference_per_class": {"grid": [1, 3]}}
-    finished, _ = start(tmp_path, space, pretrain={"epochs": 1})
+    finished, _ = start(tmp_path, space, pretrain={"epochs": 1, "objective": "contrastive"})
+    # no label is read, so neither noise nor references make another model
+    assert len(list((tmp_path / "sweep" / "round-0").glob("pretrain-*"))) == 1
+    assert len(list((tmp_path / "sweep" / "round-1").glob("embeddings-*"))) == 1
     rates = {"sym:0.2": 0.2 * 0.9, "symflip:0.6": 0.6}
     for row in finished.summary["trials"]:
         run = finished.trial(row["name"])
