@@ -243,8 +243,7 @@ def find_inputs(config: Config, storage: Storage) -> Inputs:
     rows = read_reference_csv(config.reference, names) if config.reference else None
     if rows is not None and not rows:
         raise ReferenceSetError(f"{config.reference}: no references")
-    if config.noise.startswith("asym") and names is not None and confusion_by_names(names) is None:
-        raise ConfigError(f"noise {config.noise!r} needs CIFAR-10's or CIFAR-100's class names; these are others")
+    check_noise(config.noise, names)
     if names is None and rows:
         names = [str(label) for label in range(max(label for _, label in rows) + 1)]
     if names is not None and rows is not None:
@@ -257,6 +256,16 @@ def find_inputs(config: Config, storage: Storage) -> Inputs:
     if rows is not None:
         check_keys([key for key, _ in rows], shards)
     return Inputs(shards, [_to_read(numbers, file) for file in test], names, rows)
+
+
+def check_noise(noise: str, class_names: list[str] | None) -> None:
+    """Refuse asymmetric noise for classes of which it is not known what they are taken for.
+
+    Raises:
+        ConfigError: they are not CIFAR's.
+    """
+    if noise.startswith("asym") and class_names is not None and confusion_by_names(class_names) is None:
+        raise ConfigError(f"noise {noise!r} needs CIFAR-10's or CIFAR-100's class names; these are others")
 
 
 def check_keys(keys: list[str], shards: list[ShardRead]) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from trainref_ray.config import METHOD_VERSION, Config, SweepSettings, make_config
 from trainref_ray.distributed.context import Inputs
-from trainref_ray.distributed.job import check_settings, embedded_sample, environment, find_inputs
+from trainref_ray.distributed.job import check_noise, check_settings, embedded_sample, environment, find_inputs
 from trainref_ray.distributed.preflight import preflight, tell
 from trainref_ray.distributed.session import Cluster, connect, node_resources, plan_cluster, quiet
 from trainref_ray.distributed.sweep_log import SweepLog, sweep_log
@@ -146,6 +146,8 @@ def sweep(config: Config, settings: SweepSettings, reporter: Reporter | None = N
     with RunLock(storage) as lock:
         trial_config = embedded_sample(trial_config, storage)
         inputs = find_inputs(trial_config, storage)
+        for noise in (value for dimension in space if dimension.name == "noise" for value in dimension.values):
+            check_noise(noise, inputs.class_names)
         settings_text = {"curation": config.model_dump(mode="json"), "sweep": settings.model_dump(mode="json")}
         storage.write_bytes(SWEEP_FILE, yaml.safe_dump(settings_text, sort_keys=False).encode())
         storage.write_json("environment.json", environment())
