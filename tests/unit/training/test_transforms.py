@@ -202,8 +202,9 @@ def test_colours_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     brighter = jitter_with(monkeypatch, [[1.0, 0.0], HALF, HALF, HALF])  # an image its own factor
     assert brighter.tolist() == [[[[140, 84, 28], [56, 112, 168]]], [[[120, 0, 0], [30, 30, 30]]]]
     # luma of the first image: means (70, 70, 70) give 70; v -> 70 + 1.4 (v - 70)
-    contrast = jitter_with(monkeypatch, [HALF, [1.0, 0.5], HALF, HALF])
-    assert contrast[0].tolist() == [[[112, 56, 0], [28, 84, 140]]]
+    # of the second (125, 25, 25) give 54.9; v -> 54.9 + 0.6 (v - 54.9)
+    contrast = jitter_with(monkeypatch, [HALF, [1.0, 0.0], HALF, HALF])
+    assert contrast.tolist() == [[[[112, 56, 0], [28, 84, 140]]], [[[142, 22, 22], [52, 52, 52]]]]
     # luma of (100, 60, 20) is 67.4; v -> 67.4 + 0.6 (v - 67.4)
     pale = jitter_with(monkeypatch, [HALF, HALF, [0.0, 0.0], HALF])
     assert pale[0, 0, 0].tolist() == [87, 63, 39]
@@ -215,6 +216,9 @@ def test_hue_turns_colours_and_keeps_luma(monkeypatch: pytest.MonkeyPatch) -> No
     luma = torch.tensor([0.299, 0.587, 0.114])
     assert turned[0, 0, 0].tolist() != [100, 60, 20]
     assert float(turned[0, 0, 0].float() @ luma) == pytest.approx(67.4, abs=1.0)
+    chroma = torch.tensor(transforms.RGB_TO_YIQ)[1:] @ turned[0, 0, 0].float()
+    assert float(chroma.norm()) == pytest.approx(36.9, abs=1.0), "as far from grey as before: (36.7, -4.0)"
+    assert float(torch.atan2(chroma[1], chroma[0])) == pytest.approx(0.2 * np.pi - 0.109, abs=0.05)
     assert turned[1, 0, 1].tolist() == [50, 50, 50], "grey has no hue"
     back = jitter_with(monkeypatch, [HALF, HALF, HALF, [0.0, 0.0]])
     assert not torch.equal(back[0], turned[0])
