@@ -212,7 +212,7 @@ class _Seed:
         self.rows = [self._row(name, errors.get(name)) for name in self._request.methods]
 
     def _curated(self, config: Config) -> CurationRun:
-        return curate(config, self._reporter)
+        return curate(config, Reporter(self._reporter.console))  # a summary lists the stages of its own run alone
 
     def _methods(self, run: CurationRun, names: Sequence[str]) -> dict[str, str]:
         """Run what is not done yet of the methods, and their figures; gives the reasons of those that failed."""

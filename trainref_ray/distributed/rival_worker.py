@@ -182,13 +182,8 @@ def _predict_shards(
     embeddings = np.zeros((len(uids), model.width), np.float16)
     logits = np.zeros((len(uids), model.head.out_features), np.float32)
     for rows, pixels in pixel_blocks(run, job.config, uids, test=test):
-        embeddings[rows], logits[rows] = predict(
-            model,
-            pixels,
-            device=job.device,
-            bf16=use_bf16(job.config.resources.bf16, job.device),
-            batch=job.config.resources.embed_batch,
-        )
+        bf16 = use_bf16(job.config.resources.bf16, job.device)
+        embeddings[rows], logits[rows] = predict(model, pixels, device=job.device, bf16=bf16)
     return embeddings, logits
 
 
@@ -219,6 +214,8 @@ def _judge(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult, 
         return _curated_again(job, run, split), {}
     if name == methods.PRETRAINED:
         found = load_piece(job.pieces[PRETRAINED_PIECE])
+        if not found["probabilities"].shape[1]:
+            raise ConfigError("the first model was trained without labels and predicts no class")
         result = from_probabilities(found["probabilities"], split.given, found["test_logits"])
         history = training_history(run, models=1)
         seconds = job.pieces[PRETRAINED_PIECE].facts()["seconds"] + sum(report["seconds"] for report in history)
