@@ -180,7 +180,7 @@ def _predict_shards(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings float16 [n, D] and logits float32 [n, C] of images by uid, read block by block."""
     embeddings = np.zeros((len(uids), model.width), np.float16)
-    logits = np.zeros((len(uids), model.head.out_features), np.float32)
+    logits = np.zeros((len(uids), getattr(model.head, "out_features", 0)), np.float32)  # 0 = without a head
     for rows, pixels in pixel_blocks(run, job.config, uids, test=test):
         bf16 = use_bf16(job.config.resources.bf16, job.device)
         embeddings[rows], logits[rows] = predict(model, pixels, device=job.device, bf16=bf16)
