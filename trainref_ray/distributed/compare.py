@@ -472,7 +472,7 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         f"them; every rival has the other {first['references']:,} in its training set.",
         "trainref compares its samples with all references, the held-out ones included.",
         f"Trainings: backbone {config.backbone}, "
-        + ", ".join(f"{setup['image_passes']:,}" for setup in setups)
+        + " or ".join(f"{passes:,}" for passes in sorted({setup["image_passes"] for setup in setups}))
         + " forward-backward image passes: what trainref's own trainings made, each view counted.",
         "Methods on embeddings, and trainref/… without a training, get round 1's float16 embeddings, of the model that "
         "was trained on the noisy labels; their seconds leave that training out.",
