@@ -141,7 +141,7 @@ def open_comparison(config: Config) -> Storage:
             f"{storage.location()} holds something else than a comparison ({', '.join(foreign[:3])}); --out must be a "
             "comparison's folder, or a new or empty one"
         )
-    if not config.resume:
+    if not config.resume and COMPARE_FILE in names:
         for name in set(names) - set(foreign):
             storage.remove(name)
     return storage
