@@ -17,6 +17,7 @@ from safetensors.numpy import save as save_safetensors
 from trainref_ray.config import TrainSettings
 from trainref_ray.distributed.datasource import ReadPlan, ShardRead
 from trainref_ray.distributed.session import Cluster
+from trainref_ray.distributed.states import epochs_written
 from trainref_ray.errors import ResourceError, TrainRefError
 from trainref_ray.models.backbones import ModelSpec
 from trainref_ray.progress import StageProgress
@@ -138,18 +139,12 @@ def _start_worker(config: dict[str, Any]) -> None:
 
 def _follow(job: TrainJob, running: Future[Any], progress: StageProgress) -> None:
     """Move the progress by the epochs that are written, since the workers report to Ray Train's own process."""
-    marker = job.stage.path("states/latest.json")
-    shown = _epochs_written(job, marker)
+    shown = epochs_written(job.stage)
     if shown:
         progress.resume(shown, shown * job.rows)
     while not running.done():
         wait([running], timeout=POLL_SECONDS)
-        written = _epochs_written(job, marker)
+        written = epochs_written(job.stage)
         if written > shown:
             progress.advance((written - shown) * job.rows, shards=written - shown)
             shown = written
-
-
-def _epochs_written(job: TrainJob, marker: str) -> int:
-    storage = job.stage.storage
-    return int(storage.read_json(marker)["epochs"]) if storage.exists(marker) else 0
