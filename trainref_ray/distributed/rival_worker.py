@@ -182,8 +182,13 @@ def _predict_shards(
     embeddings = np.zeros((len(uids), model.width), np.float16)
     logits = np.zeros((len(uids), getattr(model.head, "out_features", 0)), np.float32)  # 0 = without a head
     for rows, pixels in pixel_blocks(run, job.config, uids, test=test):
-        bf16 = use_bf16(job.config.resources.bf16, job.device)
-        embeddings[rows], logits[rows] = predict(model, pixels, device=job.device, bf16=bf16)
+        embeddings[rows], logits[rows] = predict(
+            model,
+            pixels,
+            device=job.device,
+            bf16=use_bf16(job.config.resources.bf16, job.device),
+            batch=job.config.resources.embed_batch,
+        )
     return embeddings, logits
 
 
