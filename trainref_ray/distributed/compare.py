@@ -141,7 +141,7 @@ def open_comparison(config: Config) -> Storage:
             f"{storage.location()} holds something else than a comparison ({', '.join(foreign[:3])}); --out must be a "
             "comparison's folder, or a new or empty one"
         )
-    if not config.resume:
+    if not config.resume and COMPARE_FILE in names:
         for name in set(names) - set(foreign):
             storage.remove(name)
     return storage
@@ -212,7 +212,7 @@ class _Seed:
         self.rows = [self._row(name, errors.get(name)) for name in self._request.methods]
 
     def _curated(self, config: Config) -> CurationRun:
-        return curate(config, self._reporter)
+        return curate(config, Reporter(self._reporter.console))  # a summary lists the stages of its own run alone
 
     def _methods(self, run: CurationRun, names: Sequence[str]) -> dict[str, str]:
         """Run what is not done yet of the methods, and their figures; gives the reasons of those that failed."""
@@ -472,7 +472,7 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         f"them; every rival has the other {first['references']:,} in its training set.",
         "trainref compares its samples with all references, the held-out ones included.",
         f"Trainings: backbone {config.backbone}, "
-        + ", ".join(f"{setup['image_passes']:,}" for setup in setups)
+        + " or ".join(f"{passes:,}" for passes in sorted({setup["image_passes"] for setup in setups}))
         + " forward-backward image passes: what trainref's own trainings made, each view counted.",
         "Methods on embeddings, and trainref/… without a training, get round 1's float16 embeddings, of the model that "
         "was trained on the noisy labels; their seconds leave that training out.",

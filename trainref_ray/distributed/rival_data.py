@@ -19,7 +19,7 @@ from trainref_ray.report.scores import Truth
 from trainref_ray.report.summary import UNKNOWN, true_labels
 from trainref_ray.results import CurationRun
 from trainref_ray.run import Stage
-from trainref_ray.schemas import SHARD_BITS, to_matrix
+from trainref_ray.schemas import OK, SHARD_BITS, to_matrix
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ def read_split(run: CurationRun) -> Split:
     samples = usable[~np.isin(usable, run.reference_uids)]
     trusted = np.array(run.stages["references"]["labels"], np.int64)
     is_held_out = np.isin(run.reference_uids, np.array(run.stages["held_out"], np.int64))
-    predictions = run.predictions(0)
     return Split(
         samples=samples,
         given=given[np.searchsorted(known, samples)],
@@ -60,8 +59,16 @@ def read_split(run: CurationRun) -> Split:
         trusted=trusted[~is_held_out],
         held_out=run.reference_uids[is_held_out],
         held_out_labels=trusted[is_held_out],
-        tests=np.zeros(0, np.int64) if predictions is None else np.sort(predictions["uid"].to_numpy()),
+        tests=_test_uids(run),
     )
+
+
+def _test_uids(run: CurationRun) -> np.ndarray:
+    """Usable test images, ascending; none if the run has no test shards."""
+    if not run.stages["test_shards"]:
+        return np.zeros(0, np.int64)
+    table = run.samples(test=True)
+    return np.sort(table["uid"].to_numpy()[np.array(table["status"].to_pylist()) == OK])
 
 
 def training_history(run: CurationRun, models: int | None = None) -> list[dict[str, Any]]:

@@ -181,7 +181,7 @@ def _predict_shards(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings float16 [n, D] and logits float32 [n, C] of images by uid, read block by block."""
     embeddings = np.zeros((len(uids), model.width), np.float16)
-    logits = np.zeros((len(uids), model.head.out_features), np.float32)
+    logits = np.zeros((len(uids), getattr(model.head, "out_features", 0)), np.float32)  # 0 = without a head
     for rows, pixels in pixel_blocks(run, job.config, uids, test=test):
         embeddings[rows], logits[rows] = predict(
             model,
@@ -220,6 +220,8 @@ def _judge(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult, 
         return _curated_again(job, run, split), {}
     if name == methods.PRETRAINED:
         found = load_piece(job.pieces[PRETRAINED_PIECE])
+        if not found["probabilities"].shape[1]:
+            raise ConfigError("the first model was trained without labels and predicts no class")
         result = from_probabilities(found["probabilities"], split.given, found["test_logits"])
         history = training_history(run, models=1)
         seconds = job.pieces[PRETRAINED_PIECE].facts()["seconds"] + sum(report["seconds"] for report in history)
