@@ -36,11 +36,12 @@ def run_script(name: str, *arguments: str, environment: dict[str, str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def checks_on(nodes: list[dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, str]]:
+def on_nodes(name: str, *arguments: str) -> Any:
+    """A script that starts nodes of its own."""
     with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # a socket's path may have 107 characters
         environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
         environment.pop("RAY_ADDRESS", None)
-        return run_script("preflight_on_nodes.py", json.dumps(nodes), json.dumps(settings), environment=environment)
+        return run_script(name, *arguments, environment=environment)
 
 
 def errors(checks: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -65,7 +66,7 @@ def test_a_node_without_access_and_one_with_another_numpy_are_named(s3: str, oth
         {"num_cpus": 1, "env_vars": {"PYTHONPATH": path}},
         {"num_cpus": 1, "env_vars": {"AWS_SECRET_ACCESS_KEY": "wrong"}},
     ]
-    found = errors(checks_on(nodes, settings))
+    found = errors(on_nodes("preflight_on_nodes.py", json.dumps(nodes), json.dumps(settings)))
     versions = [check for check in found if check["name"] == "versions"]
     assert [check["there"].split(" on ")[0] for check in versions] == ["0.9.9"]
     assert versions[0]["needed"].startswith("numpy ")
@@ -75,6 +76,10 @@ def test_a_node_without_access_and_one_with_another_numpy_are_named(s3: str, oth
     folder = [check for check in found if check["name"] == "run folder"]
     assert [check["needed"] for check in folder] == [f"{s3}/runs/checked"]
     assert len({check["there"].split(":")[0] for check in [*data, *folder]}) == 1, "one node is without access"
+
+
+def test_tasks_leave_the_node_with_a_gpu_alone_while_there_is_room() -> None:
+    assert on_nodes("place_on_nodes.py") == {"cpu": 4}
 
 
 def test_doctor_prints_a_table_and_leaves_nothing_behind(
