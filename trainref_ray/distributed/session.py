@@ -130,7 +130,7 @@ def _prefer_cpu_nodes() -> None:
     apart: of 16 tasks on a node with GPUs and one without, both of 4 CPUs, 7 ran on the first; of 4 tasks 2, now
     none."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60 announces that it will do this by itself in 2027
+        warnings.simplefilter("ignore", DeprecationWarning)  # to be managed by Ray Data after January 2027
         DataContext.get_current().scheduling_strategy = "DEFAULT"
 
 
