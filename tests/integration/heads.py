@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 BIN = Path(sys.executable).parent
 PORTS = (
@@ -41,16 +43,23 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running_head(home: Path, *options: str, **variables: str) -> Iterator[str]:
+def running_head(home: Path, *options: str, autoscaling: dict[str, Any] | None = None) -> Iterator[str]:
     """Address of a head without a dashboard; it and all nodes it has started are ended with the context.
 
     Args:
         home: a folder of the test; the log goes there.
         options: of `ray start`.
-        variables: added to the environment.
+        autoscaling: configuration of an autoscaler whose nodes are processes of this machine.
     """
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     address = f"127.0.0.1:{ports['port']}"
+    variables = {}
+    if autoscaling is not None:
+        config = home / "autoscaling.yaml"
+        provider = {"type": "fake_multinode", "gcs_address": address}
+        config.write_text(json.dumps({**autoscaling, "provider": provider}))
+        options = (*options, f"--autoscaling-config={config}")
+        variables = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:  # for paths of sockets
         command = [str(BIN / "ray"), "start", "--head", "--block", f"--temp-dir={short}", "--node-ip-address=127.0.0.1"]
         with (home / "head.log").open("wb") as output:

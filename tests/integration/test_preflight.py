@@ -36,11 +36,12 @@ def run_script(name: str, *arguments: str, environment: dict[str, str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def checks_on(nodes: list[dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, str]]:
+def on_nodes(name: str, *arguments: str) -> Any:
+    """A script that starts nodes of its own."""
     with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # a socket's path may have 107 characters
         environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
         environment.pop("RAY_ADDRESS", None)
-        return run_script("preflight_on_nodes.py", json.dumps(nodes), json.dumps(settings), environment=environment)
+        return run_script(name, *arguments, environment=environment)
 
 
 def errors(checks: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -65,16 +66,20 @@ def test_a_node_without_access_and_one_with_another_numpy_are_named(s3: str, oth
         {"num_cpus": 1, "env_vars": {"PYTHONPATH": path}},
         {"num_cpus": 1, "env_vars": {"AWS_SECRET_ACCESS_KEY": "wrong"}},
     ]
-    found = errors(checks_on(nodes, settings))
+    found = errors(on_nodes("preflight_on_nodes.py", json.dumps(nodes), json.dumps(settings)))
     versions = [check for check in found if check["name"] == "versions"]
     assert [check["there"].split(" on ")[0] for check in versions] == ["0.9.9"]
     assert versions[0]["needed"].startswith("numpy ")
     data = [check for check in found if check["name"] == "data"]
-    assert [check["needed"] for check in data] == [f"{s3}/digits/train-{number:05d}.tar" for number in (0, 3)]
+    assert [check["needed"] for check in data] == [f"{s3}/digits/train-{number:05d}.tar" for number in (0, 1)]
     assert all("(node " in check["there"] and "object-store URL" in check["advice"] for check in data)
     folder = [check for check in found if check["name"] == "run folder"]
     assert [check["needed"] for check in folder] == [f"{s3}/runs/checked"]
     assert len({check["there"].split(":")[0] for check in [*data, *folder]}) == 1, "one node is without access"
+
+
+def test_tasks_leave_the_node_with_a_gpu_alone_while_there_is_room() -> None:
+    assert on_nodes("place_on_nodes.py") == {"cpu": 4}
 
 
 def test_doctor_prints_a_table_and_leaves_nothing_behind(
@@ -125,33 +130,43 @@ def test_warnings_are_a_line_each_and_the_first_error_stops(capsys: pytest.Captu
     assert capsys.readouterr().err.splitlines() == [f"warning: {few.line}"]
 
 
-GROWING = {
+GROWING: dict[str, Any] = {
     "cluster_name": "fake_multinode",
     "max_workers": 2,
     "idle_timeout_minutes": 0.05,
-    "provider": {"type": "fake_multinode", "head_resources": {}},
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
         "small": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1},
     },
     "head_node_type": "ray.head.default",
     "upscaling_speed": 1.0,
+    "docker": {},
+    "auth": {},
+    "file_mounts": {},
+    "file_mounts_sync_continuously": False,
+    **{
+        name: []
+        for name in (
+            "cluster_synced_files",
+            "rsync_exclude",
+            "rsync_filter",
+            "initialization_commands",
+            "setup_commands",
+            "head_setup_commands",
+            "worker_setup_commands",
+            "head_start_ray_commands",
+            "worker_start_ray_commands",
+        )
+    },
 }
+"""One node of two CPUs at most, none at first; a node without work is ended after three seconds."""
 
 
 def test_a_cluster_at_zero_grows_and_its_nodes_are_given_back(tmp_path: Path) -> None:
-    config = tmp_path / "autoscaling.yaml"
-    config.write_text(json.dumps(GROWING))
-    with running_head(
-        tmp_path,
-        "--num-cpus=0",
-        f"--autoscaling-config={config}",
-        RAY_FAKE_CLUSTER="1",
-        AUTOSCALER_UPDATE_INTERVAL_S="1",
-    ) as address:
+    with running_head(tmp_path, "--num-cpus=0", autoscaling=GROWING) as address:
         answer = run_script("wait_on_head.py", address, "120", environment=clean_environment(tmp_path))
     assert answer["said"] == ["waiting for 1 CPU (there are 0), giving up after 120 s (resources.timeout)"]
-    assert answer["cpus"] == 2
+    assert answer.get("cpus") == 2, answer
     assert answer["left"] == 0, "the request was not withdrawn: an idle node was kept"
 
 

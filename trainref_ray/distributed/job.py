@@ -27,7 +27,7 @@ from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.limit import first_samples
 from trainref_ray.distributed.needs import Check
 from trainref_ray.distributed.pipeline import Pipeline
-from trainref_ray.distributed.preflight import preflight, tell
+from trainref_ray.distributed.preflight import preflight, tell, warm_up
 from trainref_ray.distributed.session import connect
 from trainref_ray.distributed.trainer import SCRATCH
 from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError
@@ -69,6 +69,7 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
         inputs = find_inputs(config, storage)
         storage.write_bytes(RUN_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         storage.write_json("environment.json", environment())
+        warm_up()
         with tracked(config, storage, reporter) as starting, connect(config.resources, reporter.message) as cluster:
             tell(preflight(config, storage, cluster, inputs), reporter)
             tracker = None if starting is None else started(starting)
@@ -90,6 +91,7 @@ def doctor(config: Config, reporter: Reporter | None = None) -> list[Check]:
     with TemporaryDirectory() as scratch:  # stands for the run folder in what writes there
         known = embedded_sample(config, Storage(scratch))
         inputs = find_inputs(known, Storage(scratch))
+        warm_up()
         with connect(config.resources, reporter.message) as cluster:
             return preflight(known, storage, cluster, inputs, data_exists=known is config)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, BinaryIO, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -88,6 +91,11 @@ def estimates(config: Config, cluster: Cluster, nodes: list[Node], data: Data, h
     if here.disk_free is not None:
         checks.append(disk_check(config, data, models, here.disk_free))
     return checks
+
+
+def warm_up() -> None:
+    """Begin to import what torch needs before it counts memory, 3 s on two cores, while Ray is being started."""
+    Thread(target=import_module, args=("torch._dynamo",), name="preflight", daemon=True).start()
 
 
 def tell(checks: Sequence[Check], reporter: Reporter) -> None:
@@ -270,6 +278,19 @@ def about(inputs: Inputs, limit: int | None) -> Data:
     return Data(max(1, train), samples(inputs.test_shards), max(1, largest), classes)
 
 
+class _CountingStream(io.RawIOBase):
+    """Counts what is read; streams from a store do not know their position."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self.count += len(content)
+        return content
+
+
 def bytes_per_sample(url: str) -> float:
     """Bytes of a tar for each of its first samples, headers and padding included.
 
@@ -278,7 +299,8 @@ def bytes_per_sample(url: str) -> float:
     """
     try:
         with open_shard(url) as stream:
-            seen = sum(1 for _ in islice(iter_raw_samples(stream, max_bytes=0), LOOK_SAMPLES))
-            return stream.tell() / max(1, seen)
+            counting = _CountingStream(stream)
+            seen = sum(1 for _ in islice(iter_raw_samples(cast(BinaryIO, counting), max_bytes=0), LOOK_SAMPLES))
+            return counting.count / max(1, seen)
     except OSError as error:
         raise ShardError(f"{url} cannot be read: {error}") from None

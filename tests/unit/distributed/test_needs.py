@@ -70,7 +70,7 @@ def test_main_memory_by_hand() -> None:
     assert shard_task_bytes(settings(), DATA, 256) == PROCESS_BYTES + 1_000 * (14 * 256 + 4 * 10 * 6)
 
 
-def test_the_images_of_the_digits_count_only_the_node_that_can_train() -> None:
+def test_memory_is_that_of_the_node_that_a_stage_runs_on() -> None:
     head = Node("10.0.0.9", 0, 0, 512 * GIB, GIB)
     huge = replace(DATA, samples=30_000_000)
     assert checked([head, CPU_NODE], settings(), huge)["memory, probe"].there == "16.0 GiB on 10.0.0.1"

@@ -11,6 +11,7 @@ from trainref_ray.config import ResourceSettings
 from trainref_ray.distributed.session import (
     Cluster,
     gpu_share,
+    is_mixed,
     missing_resources,
     plan_cluster,
     wanted_bundles,
@@ -115,3 +116,10 @@ def test_what_is_missing_and_what_is_asked_for() -> None:
     assert missing_resources(gpus, {"CPU": 1, "GPU": 2}) is None
     assert wanted_bundles(gpus) == [{"CPU": 1}] * 3 + [{"GPU": 1}] * 2
     assert wanted_bundles(ResourceSettings(), trials=2) == [{"CPU": 1}] * 4
+
+
+def test_a_cluster_is_mixed_if_nodes_with_cpus_differ_in_gpus() -> None:
+    cpu, gpu, head = {"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 0.0}
+    assert is_mixed([head, cpu, gpu])
+    assert not is_mixed([head, gpu, gpu])
+    assert not is_mixed([cpu, cpu])
