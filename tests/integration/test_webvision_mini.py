@@ -22,7 +22,8 @@ pytestmark = [
 ]
 SMALL = (
     "--image-size=64",
-    "--pretrain.epochs=2",
+    "--pretrain.epochs=3",
+    "--augment.delta=0.2",  # so young a model has little evidence, and without any there is no cut
     "--pretrain.batch-size=64",
     "--finetune.epochs=1",
     "--evaluate.bootstrap=20",
