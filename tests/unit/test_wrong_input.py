@@ -86,3 +86,11 @@ def test_unknown_option_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> 
         curate_command(["--vote.kk", "3"])
     assert caught.value.code == 2
     assert "--vote.k" in capsys.readouterr().err
+
+
+def test_after_a_refusal_the_folder_is_a_runs(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = _references(tmp_path, "key,label\n" + "".join(f"digit-9{n:03d},{n}\n" for n in range(10)))
+    data = ["--data", str(digits / "train-*.tar"), "--out", str(tmp_path / "out")]
+    for _ in range(2):  # the second start meets what the first one wrote
+        assert curate_command([*data, *wrong]) == 2
+        assert "are no usable sample" in capsys.readouterr().err

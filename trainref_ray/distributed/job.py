@@ -65,9 +65,10 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
     check_settings(config)
     storage = open_run(config.out, resume=config.resume)
     with RunLock(storage) as lock:
+        write_settings(config, storage)  # first of all: it says that the folder is a run's, whatever comes next
         config = embedded_sample(config, storage)
         inputs = find_inputs(config, storage)
-        storage.write_bytes(RUN_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+        write_settings(config, storage)
         storage.write_json("environment.json", environment())
         warm_up()
         with tracked(config, storage, reporter) as starting, connect(config.resources, reporter.message) as cluster:
@@ -77,6 +78,11 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
             pipeline.run()
             finish(pipeline, tracker)
     return load_run(storage.root)
+
+
+def write_settings(config: Config, home: Storage) -> None:
+    """`run.yaml` of a run folder."""
+    home.write_bytes(RUN_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def doctor(config: Config, reporter: Reporter | None = None) -> list[Check]:

@@ -144,12 +144,12 @@ def sweep(config: Config, settings: SweepSettings, reporter: Reporter | None = N
     _check_points(trial_config, settings, space, points)
     storage = open_run(config.out, resume=config.resume, mark=SWEEP_FILE)
     with RunLock(storage) as lock:
+        settings_text = {"curation": config.model_dump(mode="json"), "sweep": settings.model_dump(mode="json")}
+        storage.write_bytes(SWEEP_FILE, yaml.safe_dump(settings_text, sort_keys=False).encode())
         trial_config = embedded_sample(trial_config, storage)
         inputs = find_inputs(trial_config, storage)
         for noise in (value for dimension in space if dimension.name == "noise" for value in dimension.values):
             check_noise(noise, inputs.class_names)
-        settings_text = {"curation": config.model_dump(mode="json"), "sweep": settings.model_dump(mode="json")}
-        storage.write_bytes(SWEEP_FILE, yaml.safe_dump(settings_text, sort_keys=False).encode())
         storage.write_json("environment.json", environment())
         with (
             sweep_log(config, settings, storage, reporter) as log,

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import yaml
 
 from trainref_ray.distributed.context import Context, Inputs, References
 from trainref_ray.distributed.inventory import drawn_references
-from trainref_ray.distributed.job import environment, release_model, stage_list
+from trainref_ray.distributed.job import environment, release_model, stage_list, write_settings
 from trainref_ray.distributed.left_out import judge_round
 from trainref_ray.distributed.pipeline import Pipeline
 from trainref_ray.distributed.session import Cluster
@@ -19,7 +18,7 @@ from trainref_ray.errors import TrainRefError
 from trainref_ray.progress import Reporter
 from trainref_ray.report.summary import summarise
 from trainref_ray.results import load_run
-from trainref_ray.run import RUN_FILE, Storage
+from trainref_ray.run import Storage
 from trainref_ray.trials import Trial, TrialResult
 
 
@@ -51,7 +50,7 @@ def run_trial(
     """
     home, started = trial.home(storage), time.monotonic()
     result = TrialResult(trial.name, trial.point, trial.base)
-    home.write_bytes(RUN_FILE, yaml.safe_dump(trial.config.model_dump(mode="json"), sort_keys=False).encode())
+    write_settings(trial.config, home)
     home.write_json("environment.json", environment())
     inputs = inputs if trial.config.finetune_model else replace(inputs, test_shards=[])
     context = Context(trial.config, storage, home, cluster, reporter, inputs)
