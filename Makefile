@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 UV = $$(command -v uv || echo .uv/bin/uv)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-multinode check format lock clean
+.PHONY: setup demo test test-slow test-multinode check format lock clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,11 @@ demo: setup
 	$(BIN)/python jobs/curate_webvision.py
 
 test: check
-	$(BIN)/python -m pytest -m "not multinode"
+	$(BIN)/python -m pytest -m "not multinode and not slow"
+
+# Whole comparisons, further searches, a tracking server, WebVision in small, more kills: half an hour on two cores.
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 # Three nodes on one machine, on S3: minutes that go into starting processes.
 test-multinode: setup

@@ -110,6 +110,7 @@ def test_the_last_start_goes_on_from_the_last_epoch(killed: tuple[Path, str]) ->
     assert re.search("resuming: round 1 finetune: ([12] of 2 epochs done|done before)", killed[1]), killed[1]
 
 
+@pytest.mark.slow
 def test_a_killed_contrastive_pretraining_goes_on_and_ends_like_an_undisturbed_one(
     local_ray: None, tmp_path: Path
 ) -> None:

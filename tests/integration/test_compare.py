@@ -19,7 +19,7 @@ from trainref_ray.distributed.compare import Comparison, Request, compare
 from trainref_ray.progress import Reporter
 from trainref_ray.report.scores import METRICS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CHANGES: dict[str, Any] = {
     "limit": 300,

@@ -169,6 +169,7 @@ def test_a_stopped_job_is_submitted_again_and_goes_on(head: Head, shards: Path, 
     assert f"report: {out}/report/index.html" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_submitted_sweep_ranks_its_trials(head: Head, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("vote.k: {grid: [5, 10]}")
     out = tmp_path / "sweep"

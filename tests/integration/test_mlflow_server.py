@@ -12,7 +12,7 @@ from trainref_ray import make_config
 from trainref_ray.config import SweepSettings
 from trainref_ray.distributed.sweep import sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_sweep_is_logged_to_the_server_of_the_environment(

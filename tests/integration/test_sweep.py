@@ -124,6 +124,7 @@ def test_started_again_it_runs_what_is_new_alone(swept: tuple[Path, CurationSwee
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+@pytest.mark.slow
 def test_noise_is_put_into_clean_labels_and_fewer_references_are_judged_by_the_others(
     local_ray: None, tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_noise_is_put_into_clean_labels_and_fewer_references_are_judged_by_the_o
     assert {path.name for path in report.glob("*.svg")} >= {"agreement_by_noise.svg", "heat_map.svg"}
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_does_not_end_the_others(local_ray: None, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no tensors")
@@ -166,6 +168,7 @@ def test_a_trial_that_fails_does_not_end_the_others(local_ray: None, tmp_path: P
     assert [entry["setting"]["model.weights"] for entry in finished.summary["settings"]] == ["none"]
 
 
+@pytest.mark.slow
 def test_optuna_draws_and_goes_on_from_what_it_found(local_ray: None, tmp_path: Path) -> None:
     space = {"vote.temperature": {"uniform": [0.2, 1.0]}, "vote.k": {"loguniform": [4, 12]}}
     options = {"search": "optuna", "samples": 2, "max_concurrent": 1}
@@ -180,6 +183,7 @@ def test_optuna_draws_and_goes_on_from_what_it_found(local_ray: None, tmp_path: 
     assert all(point in drawn for point in points)
 
 
+@pytest.mark.slow
 def test_asha_stops_the_worse_trial_after_its_first_round(local_ray: None, tmp_path: Path) -> None:
     # the second trial takes every member for a copy, so no one supports a sample, and nothing else may speak
     silent = {"influence_weight": 0.0, "model_weight": 0.0, "given_weight": 0.0}

@@ -17,6 +17,7 @@ from trainref_ray.cli import prepare_command
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not (SHARED_DATA / "tinyimagenet").is_dir(), reason=f"no photographs in {SHARED_DATA}"),
 ]
