@@ -23,6 +23,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     server.start()
     try:
         url = "http://{}:{}".format(*server.get_host_and_port())
+        _post(f"{url}/moto-api/reset", "")  # what an earlier server of this process held, it holds too
         _check_signatures(url, "inf")  # not yet
         access = {"aws_access_key_id": "anyone", "aws_secret_access_key": "anything"}
         boto3.client("s3", endpoint_url=url, region_name="us-east-1", **access).create_bucket(Bucket=BUCKET)
@@ -44,7 +45,9 @@ def s3_server() -> Iterator[dict[str, str]]:
 
 
 def _check_signatures(url: str, after_requests: str) -> None:
-    request = urllib.request.Request(
-        f"{url}/moto-api/reset-auth", after_requests.encode(), {"Content-Type": "text/plain"}, method="POST"
-    )
+    _post(f"{url}/moto-api/reset-auth", after_requests)
+
+
+def _post(url: str, text: str) -> None:
+    request = urllib.request.Request(url, text.encode(), {"Content-Type": "text/plain"}, method="POST")
     urllib.request.urlopen(request, timeout=10).close()

@@ -11,13 +11,14 @@ import sys
 import time
 
 import ray
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.experimental import internal_kv
 
 from trainref_ray.config import ResourceSettings
 from trainref_ray.distributed.session import connect
 from trainref_ray.errors import ResourceError
 
 START_SECONDS = 60.0
-GONE_SECONDS = 60.0
 
 
 def connect_when_it_answers(address: str) -> None:
@@ -31,11 +32,9 @@ def connect_when_it_answers(address: str) -> None:
             time.sleep(0.5)
 
 
-def wait_until_no_cpu_is_left() -> float:
-    deadline = time.monotonic() + GONE_SECONDS
-    while (cpus := ray.cluster_resources().get("CPU", 0.0)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return cpus
+def open_request() -> list[object]:
+    """What the autoscaler is still asked for; while there is something, it keeps nodes that nobody uses."""
+    return json.loads(internal_kv._internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or "[]")
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         with connect(ResourceSettings(timeout=timeout), said.append) as cluster:
-            print(json.dumps({"said": said, "cpus": cluster.cpus, "left": wait_until_no_cpu_is_left()}))
+            print(json.dumps({"said": said, "cpus": cluster.cpus, "request": open_request()}))
     except ResourceError as error:
         print(json.dumps({"said": said, "error": str(error), "seconds": time.monotonic() - started}))
 
