@@ -372,8 +372,14 @@ def claimed(stages: Sequence[Stage]) -> Iterator[None]:
 
 RUN_FILE = "run.yaml"
 SWEEP_FILE = "sweep.yaml"
-RESULTS = ("inventory", "model", "report", "summary.json", "trials", "sweep.json", "best.yaml")
-"""What `--no-resume` removes, besides the rounds."""
+COMPARE_FILE = "compare.yaml"
+"""What marks the folder of a run, a sweep and a comparison; written before anything else."""
+RESULTS = {
+    RUN_FILE: ("round-", "inventory", "model", "report", "summary.json"),
+    SWEEP_FILE: ("round-", "inventory", "trials", "report", "sweep.json", "best.yaml"),
+    COMPARE_FILE: ("seed-", "report", "compare.json", "compare.md"),
+}
+"""What `--no-resume` removes from such a folder: these names, and all that begin with one that ends in a dash."""
 
 
 def open_run(root: str, *, resume: bool, mark: str = RUN_FILE) -> Storage:
@@ -382,7 +388,7 @@ def open_run(root: str, *, resume: bool, mark: str = RUN_FILE) -> Storage:
     Args:
         root: path or URL.
         resume: false removes the results that are there (only from a folder that holds a run).
-        mark: the file that a folder with a run (or a sweep) has.
+        mark: the file that such a folder has, a key of `RESULTS`.
 
     Raises:
         ResumeError: the folder holds something else than a run, or cannot be reached.
@@ -404,6 +410,6 @@ def open_run(root: str, *, resume: bool, mark: str = RUN_FILE) -> Storage:
         )
     if names and not resume:
         for name in names:
-            if name.startswith("round-") or name in RESULTS:
+            if name in RESULTS[mark] or f"{name.partition('-')[0]}-" in RESULTS[mark]:
                 storage.remove(name)
     return storage

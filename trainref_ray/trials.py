@@ -23,13 +23,11 @@ class Trial:
         name: eight hexadecimal digits that change with anything that changes its result.
         point: the values of the space's settings.
         config: all settings.
-        base: digest of all but the point; trials of one base can be compared.
     """
 
     name: str
     point: Point
     config: Config
-    base: str
 
     def home(self, storage: Storage) -> Storage:
         """The trial's own folder in the sweep's."""
@@ -41,7 +39,7 @@ class TrialResult:
     """What is known of a trial, as `trials/NAME/result.json` holds it.
 
     Attributes:
-        name, point, base: of the trial.
+        name, point: of the trial.
         status: running, complete, stopped (by the scheduler) or failed.
         error: why it failed.
         rounds: agreement and log-likelihood with the references left out, after each round; empty where none can be.
@@ -53,7 +51,6 @@ class TrialResult:
 
     name: str
     point: Point
-    base: str
     status: Status = "running"
     error: str | None = None
     rounds: list[dict[str, float]] = field(default_factory=list)

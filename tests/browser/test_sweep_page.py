@@ -35,7 +35,6 @@ def sweep_page() -> str:
                 TrialResult(
                     f"{level}{place}",
                     {"noise": noise, "vote.k": k},
-                    "base",
                     status="complete",
                     rounds=[{"agreement": right / 20, "log_likelihood": -0.7}],
                     judged=judged,

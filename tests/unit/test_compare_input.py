@@ -30,14 +30,13 @@ def test_wrong_input_ends_with_one_line_and_code_2(
         options = [*options, "--data", str(digits / "train-*.tar")]
     started = ray.is_initialized()
     out = ["--image-size", "8", "--reference-per-class", "1", "--out", str(tmp_path / "out")]
-    assert compare_command([*out, *options] if name != "no value" else [*out, "--seeds"]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert part in lines[0]
+    for _ in range(2):  # what was refused can be put right in the same folder: it is not refused as another's
+        assert compare_command([*out, *options] if name != "no value" else [*out, "--seeds"]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("error: ")
+        assert part in lines[0]
     assert ray.is_initialized() == started
-    # what was refused can be put right in the same folder
-    assert not (tmp_path / "out" / "compare.yaml").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(

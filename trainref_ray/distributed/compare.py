@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from trainref_ray.distributed.job import (
     embedded_sample,
     environment,
     find_inputs,
+    write_settings,
 )
 from trainref_ray.distributed.rival_data import read_files, read_split, shards_of, training_history
 from trainref_ray.distributed.rival_worker import (
@@ -50,23 +50,20 @@ from trainref_ray.distributed.rival_worker import (
 from trainref_ray.distributed.session import Cluster, connect
 from trainref_ray.distributed.stages import own_error
 from trainref_ray.distributed.states import epochs_written
-from trainref_ray.errors import ConfigError, ResumeError
+from trainref_ray.errors import ConfigError
 from trainref_ray.progress import Reporter
 from trainref_ray.report.compare_page import render_comparison, render_confidence
 from trainref_ray.report.comparison import ComparisonTable, Row, markdown, tabulate
 from trainref_ray.report.confidence import Confidence, confidence_content
 from trainref_ray.report.summary import usable_decisions
 from trainref_ray.results import CurationRun, load_run
-from trainref_ray.run import RUN_FILE, RunLock, Storage, open_run
+from trainref_ray.run import COMPARE_FILE, RunLock, Storage, open_run
 from trainref_ray.training.calibrate import softmax
 
-COMPARE_FILE = "compare.yaml"
 COMPARE_VERSION = 1
 """Raised when a change of the code changes a rival's result for equal settings."""
 LOOK_SECONDS = 10.0
 """Between two looks at the trainings' epochs."""
-OF_COMPARISON = (COMPARE_FILE, "compare.json", "compare.md", "report")
-"""What lies in the folder beside the seeds'."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +102,12 @@ def compare(config: Config, request: Request, reporter: Reporter | None = None) 
     """
     reporter = reporter or Reporter()
     check_settings(config)
-    storage = open_comparison(config)
+    storage = open_run(config.out, resume=config.resume, mark=COMPARE_FILE)
     with RunLock(storage) as lock:
         config = config.model_copy(update={"resume": True})
-        _check_inputs(config, request, storage)
         content = config.model_dump(mode="json") | {"methods": list(request.methods), "seeds": list(request.seeds)}
         storage.write_bytes(COMPARE_FILE, yaml.safe_dump(content, sort_keys=False).encode())
+        _check_inputs(config, request, storage)
         seeds: list[_Seed] = []
         with connect(config.resources) as cluster:
             for seed in request.seeds:
@@ -118,33 +115,6 @@ def compare(config: Config, request: Request, reporter: Reporter | None = None) 
                 seeds.append(_Seed(config, request, seed, storage, cluster, reporter))
                 seeds[-1].run()
         return _finish(storage, config, request, seeds)
-
-
-def open_comparison(config: Config) -> Storage:
-    """The folder of a comparison: new, empty, or with one; without `resume` its results are removed.
-
-    Raises:
-        ResumeError: the folder holds something else, or cannot be reached.
-    """
-    root = config.out
-    storage = Storage(str(Path(root).expanduser().absolute()) if "://" not in root else root)
-    if storage.is_local and Path(storage.location()).is_file():
-        raise ResumeError(f"{storage.location()} is a file; --out must be a folder")
-    try:
-        names = [name for name in storage.names("") if not name.startswith("lock.")]
-    except OSError as error:
-        raise ResumeError(f"{storage.location()} cannot be read: {error}") from None
-    # a start that was refused may have left the first seed's folder, and nothing else
-    foreign = [name for name in names if not name.startswith("seed-") and name not in OF_COMPARISON]
-    if foreign and COMPARE_FILE not in names:
-        raise ResumeError(
-            f"{storage.location()} holds something else than a comparison ({', '.join(foreign[:3])}); --out must be a "
-            "comparison's folder, or a new or empty one"
-        )
-    if not config.resume and COMPARE_FILE in names:
-        for name in set(names) - set(foreign):
-            storage.remove(name)
-    return storage
 
 
 def _run_config(config: Config, storage: Storage, seed: int) -> Config:
@@ -160,7 +130,7 @@ def _check_inputs(config: Config, request: Request, storage: Storage) -> None:
     first = _run_config(config, storage, request.seeds[0])
     home = open_run(first.out, resume=True)
     with RunLock(home):
-        home.write_bytes(RUN_FILE, yaml.safe_dump(first.model_dump(mode="json"), sort_keys=False).encode())
+        write_settings(first, home)
         shards = find_inputs(embedded_sample(first, home), home).shards
     if sum(shard.bytes for shard in shards) <= KEY_SCAN_BYTES:  # else the inventory counts them
         _check_memory(config, request, sum(shard.limit or count_samples(shard.url) for shard in shards))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -73,7 +73,7 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
         warm_up()
         with tracked(config, storage, reporter) as starting, connect(config.resources, reporter.message) as cluster:
             tell(preflight(config, storage, cluster, inputs), reporter)
-            tracker = None if starting is None else started(starting)
+            tracker = None if starting is None else started(starting.result)
             pipeline = Pipeline(Context(config, storage, storage, cluster, reporter, inputs), lock.check)
             pipeline.run()
             finish(pipeline, tracker)
@@ -127,14 +127,14 @@ def tracked(config: Config, storage: Storage, reporter: Reporter) -> Iterator[Fu
                 thread.submit(starting.result().finish, status).result()
 
 
-def started(starting: Future[Tracker]) -> Tracker:
+def started(connect_tracker: Callable[[], Tracker]) -> Tracker:
     """The tracker, once it is connected.
 
     Raises:
         TrackingError: it could not be; said before any stage runs, not when hours of work are to be logged.
     """
     try:
-        return starting.result()
+        return connect_tracker()
     except Exception as error:  # MLflow's stores raise errors of many libraries
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TrackingError(

@@ -6,7 +6,6 @@ that trials which differ in later settings share them. The references left out a
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import numpy as np
@@ -81,7 +80,7 @@ def _part(references: References, rows: np.ndarray) -> References:
 
 def _with_references(context: Context, references: References) -> Context:
     """The same curation with other references; its stages are no stages of this one, and are not shown."""
-    changed = replace(context, references=references, reporter=Reporter(Console(file=io.StringIO())))
+    changed = replace(context, references=references, reporter=Reporter(Console(quiet=True)))
     changed.inventory, changed.labelled, changed.truth = context.inventory, context.labelled, context.truth
     return changed
 

@@ -33,7 +33,6 @@ from trainref_ray.results import CurationSweep, load_sweep
 from trainref_ray.run import SWEEP_FILE, RunLock, Storage, open_run
 from trainref_ray.search_space import (
     CONDITIONS,
-    FIXED,
     Dimension,
     Point,
     grid_points,
@@ -56,6 +55,11 @@ MESSAGE_SECONDS = 0.5
 """Between two looks for messages of the trials."""
 SHOWN_SECONDS = 5.0
 """Stages of a trial that took less are not told of: eight trials have eighty."""
+IN_NO_NAME = {
+    *("data", "test_data", "reference", "classes"),  # paths: what is in them is in the name
+    *("out", "resume", "retry_quarantined", "resources", "report", "tracking", "evaluate"),
+}
+"""Settings that change no trial's result."""
 SCRATCH = "ray_tune"
 """Folder that Ray Tune wants to have; it holds nothing that is needed later."""
 TUNE_ENVIRONMENT = {
@@ -101,9 +105,8 @@ class SweepPlan:
     def trial(self, point: Point) -> Trial:
         """The trial of a point."""
         config = make_config(self.config.model_dump(), nested(point))
-        content = config.model_dump(mode="json", exclude={*FIXED, "evaluate"})
-        base = {"settings": _without(content, [dimension.name for dimension in self.space]), **self._facts()}
-        return Trial(_digest({"settings": content, **self._facts()}), point, config, _digest(base))
+        content = config.model_dump(mode="json", exclude=IN_NO_NAME)
+        return Trial(_digest({"settings": content, **self._facts()}), point, config)
 
     def _facts(self) -> dict[str, Any]:
         """What a trial's result depends on besides its settings."""
@@ -278,12 +281,8 @@ def _tune(
     follower: _Follower,
 ) -> None:
     """Let Tune run the waiting points, or the draws of a search that learns from the known results."""
-    trainable = tune.with_resources(
-        tune.with_parameters(_run_in_tune, plan=plan, queue=queue),
-        {
-            "memory": 1
-        },  # a trial that held a CPU would keep its own stages from it; Tune wants a reservation of something
-    )
+    # a byte, since Tune must reserve something: a trial that held a CPU would keep its own stages from it
+    trainable = tune.with_resources(tune.with_parameters(_run_in_tune, plan=plan, queue=queue), {"memory": 1})
     if waiting:
         space: dict[str, Any] = {"point": tune.grid_search(list(waiting))}
         search = None
@@ -381,7 +380,7 @@ class _TrialReporter(Reporter):
     """Hands on what takes long; the driver prints it."""
 
     def __init__(self, queue: Queue, name: str) -> None:
-        super().__init__(Console(file=open(os.devnull, "w")))  # noqa: SIM115 - as long as the process
+        super().__init__(Console(quiet=True))
         self._queue, self._name = queue, name
         self.on_stage = self._tell
 
@@ -438,7 +437,7 @@ class _Follower(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         mine = self._plan.trial(_point(trial.config))
         reason = str(trial.get_error() or "its process was lost").strip().splitlines()[-1]
-        result = TrialResult(mine.name, mine.point, mine.base, status="failed", error=reason)
+        result = TrialResult(mine.name, mine.point, status="failed", error=reason)
         result.write(mine.home(self._plan.storage))
         self._finished(mine, result)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from trainref_ray.config import Config, SweepSettings
@@ -92,8 +92,7 @@ def sweep_log(config: Config, settings: SweepSettings, storage: Storage, reporte
     parent = None
     if uri is not None:
         content = {**config.model_dump(mode="json"), "sweep": settings.model_dump(mode="json")}
-        with ThreadPoolExecutor(1) as thread:
-            parent = started(thread.submit(Tracker, uri, config.tracking.experiment, storage, content))
+        parent = started(partial(Tracker, uri, config.tracking.experiment, storage, content))
     log = SweepLog(parent, config.tracking.experiment, storage)
     status = "FAILED"
     try:

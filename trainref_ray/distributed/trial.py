@@ -49,7 +49,7 @@ def run_trial(
         on_round: called after each round with its number.
     """
     home, started = trial.home(storage), time.monotonic()
-    result = TrialResult(trial.name, trial.point, trial.base)
+    result = TrialResult(trial.name, trial.point)
     write_settings(trial.config, home)
     home.write_json("environment.json", environment())
     inputs = inputs if trial.config.finetune_model else replace(inputs, test_shards=[])

@@ -22,7 +22,6 @@ def result(noise: str, k: int, right: int, status: Any = "complete") -> TrialRes
     return TrialResult(
         f"{k:08x}",
         {"noise": noise, "vote.k": k},
-        "base",
         status=status,
         rounds=[{"agreement": right / 10, "log_likelihood": -0.7}],
         judged=judged,

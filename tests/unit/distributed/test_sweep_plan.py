@@ -1,0 +1,81 @@
+"""What makes two trials the same, and the preset of the best."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from trainref_ray.config import SweepSettings, make_config
+from trainref_ray.distributed.context import Inputs
+from trainref_ray.distributed.datasource import ShardRead
+from trainref_ray.distributed.session import Cluster
+from trainref_ray.distributed.sweep import SweepPlan, best_preset
+from trainref_ray.run import Storage
+from trainref_ray.search_space import Dimension
+
+SHARD = ShardRead(0, "0.tar", "one", 100)
+SPACE = (Dimension("vote.k", "grid", (5, 10), True), Dimension("noise", "grid", ("none", "sym:0.2"), False))
+POINT = {"vote.k": 5, "noise": "none"}
+
+
+def plan(shard: ShardRead = SHARD, folds: int = 3, **settings: Any) -> SweepPlan:
+    config = make_config({"data": ["a"], "reference_per_class": 3}, settings)
+    sweep = SweepSettings(space="space.yaml", folds=folds)
+    inputs = Inputs([shard], [], ["cat", "dog"], None)
+    return SweepPlan(config, sweep, SPACE, (), Storage("/nowhere"), inputs, cast(Cluster, None), 1)
+
+
+NOT_OF_THE_RESULT: list[dict[str, Any]] = [
+    {"out": "elsewhere"},
+    {"data": ["b"]},
+    {"resources": {"train_workers": 2}},
+    {"report": {"gallery": 3}},
+    {"tracking": {"enabled": False}},
+    {"evaluate": {"bootstrap": 7}},
+]
+OF_THE_RESULT: list[dict[str, Any]] = [
+    {"label_field": "other"},
+    {"truth_field": "other"},
+    {"read": {"max_bytes": 5}},
+    {"allow_missing_classes": True},
+    {"probe": {"epochs": 3}},
+    {"seed": 1},
+    {"reference_per_class": 4},
+    {"folds": 2},
+    {"shard": replace(SHARD, etag="two")},
+]
+
+
+@pytest.mark.parametrize("change", NOT_OF_THE_RESULT, ids=str)
+def test_a_trial_is_found_again_whatever_changes_no_result(change: dict[str, Any]) -> None:
+    assert plan(**change).trial(POINT).name == plan().trial(POINT).name
+
+
+@pytest.mark.parametrize("change", OF_THE_RESULT, ids=str)
+def test_a_trial_is_another_if_its_result_may_be(change: dict[str, Any]) -> None:
+    assert plan(**change).trial(POINT).name != plan().trial(POINT).name
+
+
+def test_a_trial_has_the_settings_of_its_point() -> None:
+    trial = plan().trial({"vote.k": 10, "noise": "sym:0.2"})
+    assert trial.name != plan().trial(POINT).name
+    assert (trial.config.vote.k, trial.config.noise) == (10, "sym:0.2")
+
+
+def test_the_most_references_of_any_trial_are_drawn() -> None:
+    assert plan().most_per_class == 3
+    varied = replace(plan(), space=(Dimension("reference_per_class", "grid", (1, 7, 2), True),))
+    assert varied.most_per_class == 7
+    from_file = make_config({"data": ["a"], "reference": "refs.csv"})
+    assert replace(plan(), config=from_file).most_per_class is None
+
+
+def test_the_preset_of_the_best_has_what_differs_from_the_defaults_but_no_condition(tmp_path: Path) -> None:
+    config = make_config(
+        {"data": ["a"], "reference_per_class": 3, "noise": "sym:0.4", "out": "x", "vote": {"temperature": 0.7}}
+    )
+    best = best_preset(config, {"vote.k": 7}, ["vote.k", "noise"])
+    assert best == {"data": ["a"], "reference_per_class": 3, "vote": {"k": 7, "temperature": 0.7}}
