@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from curation import curation_figures
 from PIL import Image
 
-from trainref_ray import curate_arrays, make_config
-from trainref_ray.config import Config, TrainSettings, load_preset
+from trainref_ray import make_config
+from trainref_ray.config import TrainSettings, load_preset
 from trainref_ray.data.noise import inject
 from trainref_ray.data.reference import draw_references
 from trainref_ray.data.sources.digits import FOREIGN, digits_source
-from trainref_ray.evaluate import metrics
 from trainref_ray.models.backbones import ModelSpec, build, predict
 from trainref_ray.training.loop import ArrayBatches, TrainPlan, steps_per_epoch, train
 
@@ -81,29 +81,6 @@ def pretrained_embeddings(
     return predict(model, images)[0].astype(np.float32)
 
 
-def figures(
-    embeddings: np.ndarray, labels: np.ndarray, truth: np.ndarray, references: np.ndarray, config: Config
-) -> dict[str, float]:
-    """The figures of one curation, the references left out."""
-    others = np.setdiff1d(np.arange(len(truth)), references)
-    result = curate_arrays(
-        embeddings[others],
-        labels[others],
-        embeddings[references],
-        truth[references],
-        classes=CLASSES,
-        seed=config.seed,
-        settings=config,
-    )
-    nobody = np.zeros(len(others), bool)
-    given, true = labels[others], truth[others]
-    found = metrics.noise_metrics(result.label_quality, given, true, nobody, result.decision != "keep")
-    found |= metrics.ood_metrics(result.ood_raw, given, true, nobody, result.decision == "ood")
-    relabelled = metrics.relabel_accuracy(result.best_class, true, nobody)
-    assert relabelled is not None
-    return found | {"relabel_accuracy": relabelled}
-
-
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,7 +99,8 @@ def main() -> None:
         validation = (images[references], truth[references])
         embeddings = pretrained_embeddings(images, labels, validation, rows, config.pretrain, seed)
         for number, change in enumerate(CHANGES):
-            found = figures(embeddings, labels, truth, references, make_config(preset, {"seed": seed}, change))
+            changed = make_config(preset, {"seed": seed}, change)
+            found = curation_figures(embeddings, labels, truth, references, changed, CLASSES)
             values[number, seed] = [found[name] for name in FIGURES]
     lines = [
         f"Demo preset and changes of it, {len(seeds)} seeds: mean (worst).",

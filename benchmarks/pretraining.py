@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from curation import curation_figures
 
-from trainref_ray import curate_arrays, make_config
+from trainref_ray import make_config
 from trainref_ray.config import Config, PretrainSettings, load_preset
 from trainref_ray.data.noise import inject
 from trainref_ray.data.reference import draw_references
-from trainref_ray.evaluate import metrics
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, predict
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.models.probe import fit_probe
@@ -72,30 +72,6 @@ def embed(model: Classifier, images: np.ndarray) -> np.ndarray:
     return predict(model, images, bf16=use_bf16(None, "cpu"))[0].astype(np.float32)
 
 
-def curated(
-    vectors: np.ndarray, labels: np.ndarray, truth: np.ndarray, references: np.ndarray, config: Config
-) -> dict[str, float]:
-    """How well one curation on these embeddings finds wrong labels and names right ones, the references left out."""
-    others = np.setdiff1d(np.arange(len(truth)), references)
-    result = curate_arrays(
-        vectors[others],
-        labels[others],
-        vectors[references],
-        truth[references],
-        classes=CLASSES,
-        seed=config.seed,
-        settings=config,
-    )
-    nobody = np.zeros(len(others), bool)
-    flagged = result.decision != "keep"
-    found = metrics.noise_metrics(result.label_quality, labels[others], truth[others], nobody, flagged)
-    right = metrics.relabel_accuracy(result.best_class, truth[others], nobody)
-    auroc = found["noise_auroc"]
-    assert auroc is not None
-    assert right is not None
-    return {"noise_auroc": auroc, "relabel_accuracy": right}
-
-
 def probe_accuracy(
     vectors: np.ndarray, labels: np.ndarray, test_vectors: np.ndarray, test_labels: np.ndarray, seed: int
 ) -> float:
@@ -131,7 +107,8 @@ class Trial:
     def measure(self, model: Classifier, noise: str, seconds: float) -> list[float]:
         """The values of `FIGURES` of one model under one noise."""
         vectors, rows = embed(model, self.images), self.references
-        found = curated(vectors, self.noisy[noise], self.truth, rows, self.config)
+        curated = curation_figures(vectors, self.noisy[noise], self.truth, rows, self.config, CLASSES)
+        found = {name: value for name, value in curated.items() if name in FIGURES and value is not None}
         found["probe_on_references"] = probe_accuracy(
             vectors[rows], self.truth[rows], embed(model, self.test_images), self.test_truth, self.config.seed
         )

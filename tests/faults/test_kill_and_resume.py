@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from conftest import ROOT, TINY
+from conftest import TINY
+from processes import NOTHING_NEW, start, stop_at
 
 from trainref_ray import curate, load_run, make_config
 from trainref_ray.results import CurationRun
@@ -33,8 +32,6 @@ MOMENTS = (
 MANY_EPOCHS = 500
 CONTRASTIVE_EPOCHS = 60
 """So many that a kill after the first comes before the last, a second or so of a worker that outlives its driver."""
-NOTHING_NEW = 120
-"""Seconds in which a file must appear, starting Ray's workers included."""
 
 
 def job(
@@ -44,29 +41,9 @@ def job(
     settings = TINY | {"pretrain": TINY["pretrain"] | {"epochs": epochs, "objective": objective}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "jobs/curate_webvision.py", "--preset", str(folder / "tiny.yaml")]
+    command = ["jobs/curate_webvision.py", "--preset", str(folder / "tiny.yaml")]
     options = ["--out", str(folder / "run"), *([] if own_ray else ["--resources.address", address])]
-    return subprocess.Popen(
-        [*command, *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
-def stop_at(process: subprocess.Popen[str], folder: Path, pattern: str, number: signal.Signals) -> tuple[int, str]:
-    """Send the job's group a signal as soon as a file matches that was not there; its exit code and output."""
-    before = set((folder / "run").glob(pattern))
-    deadline = time.monotonic() + NOTHING_NEW
-    while not set((folder / "run").glob(pattern)) - before and process.poll() is None:
-        assert time.monotonic() < deadline, f"{pattern} did not appear"
-        time.sleep(0.02)
-    os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
-    return process.returncode, output
+    return start(*command, *options)
 
 
 def first_epoch(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -86,7 +63,7 @@ def killed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """The run folder after all kills and a last start, and what the last start printed."""
     folder = tmp_path_factory.mktemp("killed")
     for moment in MOMENTS:
-        code, output = stop_at(job(folder), folder, moment, signal.SIGKILL)
+        code, output = stop_at(job(folder), folder / "run", moment, signal.SIGKILL)
         assert code == -signal.SIGKILL, output
     process = job(folder)
     output, _ = process.communicate(timeout=240)
@@ -117,7 +94,9 @@ def test_a_killed_contrastive_pretraining_goes_on_and_ends_like_an_undisturbed_o
     settings = {"pretrain": {"epochs": CONTRASTIVE_EPOCHS, "objective": "contrastive"}}
     whole = curate(make_config(TINY, settings, {"out": str(tmp_path / "whole")}))
     options: dict[str, Any] = {"epochs": CONTRASTIVE_EPOCHS, "objective": "contrastive"}
-    code, output = stop_at(job(tmp_path, **options), tmp_path, "round-0/pretrain-*/states/latest.json", signal.SIGKILL)
+    code, output = stop_at(
+        job(tmp_path, **options), tmp_path / "run", "round-0/pretrain-*/states/latest.json", signal.SIGKILL
+    )
     assert code == -signal.SIGKILL, output
     process = job(tmp_path, **options)
     output, _ = process.communicate(timeout=240)
@@ -134,7 +113,7 @@ def test_a_killed_contrastive_pretraining_goes_on_and_ends_like_an_undisturbed_o
 def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path: Path) -> None:
     # so many epochs that none but the interrupt ends them; a terminal sends it to the whole group, Ray's own included
     first = job(tmp_path, own_ray=True, epochs=MANY_EPOCHS)
-    code, output = stop_at(first, tmp_path, "round-0/pretrain-*/states/latest.json", signal.SIGINT)
+    code, output = stop_at(first, tmp_path / "run", "round-0/pretrain-*/states/latest.json", signal.SIGINT)
     assert code == 130
     assert output.strip().splitlines()[-1] == "interrupted; start again with the same --out to go on"
     assert "Traceback" not in output

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import ray
 import yaml
-from conftest import ROOT, TINY
+from conftest import TINY
+from processes import start, stop_at
 
 from trainref_ray.results import load_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-NOTHING_NEW = 200
-"""Seconds in which a file must appear, starting Ray's workers included."""
+
+LONG = 200
+"""Seconds in which a file must appear: Tune and a trial's own process are started too."""
 
 
 def job(folder: Path) -> subprocess.Popen[str]:
@@ -28,28 +27,9 @@ def job(folder: Path) -> subprocess.Popen[str]:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     (folder / "space.yaml").write_text("vote.k: {grid: [5, 8, 10]}")
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "jobs/sweep.py", "--preset", str(folder / "tiny.yaml"), "--max-concurrent", "1"]
+    command = ["jobs/sweep.py", "--preset", str(folder / "tiny.yaml"), "--max-concurrent", "1"]
     options = ["--space", str(folder / "space.yaml"), "--out", str(folder / "sweep"), "--resources.address", address]
-    return subprocess.Popen(
-        [*command, *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
-def stop_at(process: subprocess.Popen[str], folder: Path, pattern: str, number: signal.Signals) -> tuple[int, str]:
-    """Send the job's group a signal as soon as a file matches; its exit code and output."""
-    deadline = time.monotonic() + NOTHING_NEW
-    while not list((folder / "sweep").glob(pattern)) and process.poll() is None:
-        assert time.monotonic() < deadline, f"{pattern} did not appear"
-        time.sleep(0.02)
-    os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=90)
-    return process.returncode, output
+    return start(*command, *options)
 
 
 def complete(folder: Path) -> dict[str, str]:
@@ -59,13 +39,15 @@ def complete(folder: Path) -> dict[str, str]:
 
 
 def test_interrupted_then_killed_then_finished(local_ray: None, tmp_path: Path) -> None:
-    code, output = stop_at(job(tmp_path), tmp_path, "round-0/pretrain-*/states/latest.json", signal.SIGINT)
+    code, output = stop_at(
+        job(tmp_path), tmp_path / "sweep", "round-0/pretrain-*/states/latest.json", signal.SIGINT, within=LONG
+    )
     assert code == 130, output
     assert output.strip().splitlines()[-1] == "interrupted; start again with the same --out to go on"
     assert "Traceback" not in output
     assert not (tmp_path / "sweep" / "lock.json").exists()
 
-    code, output = stop_at(job(tmp_path), tmp_path, "trials/*/summary.json", signal.SIGKILL)
+    code, output = stop_at(job(tmp_path), tmp_path / "sweep", "trials/*/summary.json", signal.SIGKILL, within=LONG)
     assert code == -signal.SIGKILL, output
     before = complete(tmp_path)
     assert len(before) <= 1  # the kill may have come before the trial's last line was written

@@ -10,25 +10,16 @@ import json
 import sys
 
 import ray
-from ray.cluster_utils import Cluster
+from nodes import cluster_of_the_command_line
 
 from trainref_ray import curate, make_config
 
 
 def main() -> None:
-    head, *others = json.loads(sys.argv[1])
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
-    try:
-        for node in others:
-            cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False)
-        assert len(ray.nodes()) == 1 + len(others)
+    with cluster_of_the_command_line():
         curate(make_config(json.loads(sys.argv[2])))
         actors = ray._private.state.actors().values()
         print(len({actor["Address"]["NodeID"] for actor in actors} - {""}))
-        ray.shutdown()
-    finally:
-        cluster.shutdown()
 
 
 if __name__ == "__main__":

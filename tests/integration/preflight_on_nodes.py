@@ -10,24 +10,15 @@ import json
 import sys
 from dataclasses import asdict
 
-import ray
-from ray.cluster_utils import Cluster
+from nodes import cluster_of_the_command_line
 
 from trainref_ray import make_config
 from trainref_ray.distributed.job import doctor
 
 
 def main() -> None:
-    head, *others = json.loads(sys.argv[1])
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
-    try:
-        for node in others:
-            cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False)
+    with cluster_of_the_command_line():
         print(json.dumps([asdict(check) for check in doctor(make_config(json.loads(sys.argv[2])))]))
-        ray.shutdown()
-    finally:
-        cluster.shutdown()
 
 
 if __name__ == "__main__":

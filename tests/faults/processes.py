@@ -1,0 +1,42 @@
+"""Jobs as processes of their own that are stopped at a chosen moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import ROOT
+
+NOTHING_NEW = 120
+"""Seconds in which a file must appear, starting Ray's workers included."""
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    """A script of the repository as the leader of a process group."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def stop_at(
+    process: subprocess.Popen[str], folder: Path, pattern: str, number: signal.Signals, *, within: float = NOTHING_NEW
+) -> tuple[int, str]:
+    """Send the job's group a signal as soon as a file matches that was not there; its exit code and output."""
+    before = set(folder.glob(pattern))
+    deadline = time.monotonic() + within
+    while not set(folder.glob(pattern)) - before and process.poll() is None:
+        assert time.monotonic() < deadline, f"{pattern} did not appear"
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
