@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from trainref_ray.config import Config, TrainSettings
+from trainref_ray.config import Config, PretrainSettings, TrainSettings
 from trainref_ray.data.images import stored_size
 from trainref_ray.distributed.datasource import BLOCK_ROWS
 from trainref_ray.distributed.session import Cluster
@@ -119,7 +119,7 @@ def estimate_models(config: Config, classes: int, *, bf16: bool) -> Models:
     if config.finetune_model:
         trainings.append(config.finetune)
     counted = [
-        (worker_batch(settings, config.resources.train_workers), settings.optimizer, settings.freeze_backbone)
+        (worker_images(settings, config.resources.train_workers), settings.optimizer, settings.freeze_backbone)
         for settings in trainings
     ]
     sizes = [
@@ -131,9 +131,10 @@ def estimate_models(config: Config, classes: int, *, bf16: bool) -> Models:
     return Models(training, prediction_memory(spec, embed_batch, bf16=bf16), train_batch, embed_batch)
 
 
-def worker_batch(settings: TrainSettings, workers: int) -> int:
-    """Images a step of one training worker."""
-    return max(2, settings.batch_size // workers)
+def worker_images(settings: TrainSettings, workers: int) -> int:
+    """Images that a step of one training worker puts through the model: of a contrastive one, two views of each."""
+    views = 2 if isinstance(settings, PretrainSettings) and settings.objective == "contrastive" else 1
+    return views * max(2, settings.batch_size // workers)
 
 
 def check_all(config: Config, cluster: Cluster, nodes: Sequence[Node], data: Data, models: Models) -> list[Check]:

@@ -82,13 +82,10 @@ def connect(
     if started:
         _start(settings.address)
     try:
-        quiet()
         if not is_own_ray():
             _wait_for_resources(settings, trials, say or _print_line)
-        nodes = node_resources()
-        if is_mixed(nodes):
-            _prefer_cpu_nodes()
-        yield plan_cluster(settings, ray.cluster_resources(), trials, nodes)
+        set_up_process()
+        yield plan_cluster(settings, ray.cluster_resources(), trials, node_resources())
     finally:
         if started:
             ray.shutdown()
@@ -273,8 +270,15 @@ def _threads(node: Mapping[str, float], workers: int, cpus: float, gpus: float) 
     return max(1, int(node.get("CPU", 0.0) // max(1.0, there)))
 
 
-def quiet() -> None:
-    """One progress display is enough: ours. For each process that starts work on Ray."""
+def set_up_process() -> None:
+    """For each process that starts work on Ray: who shows progress, and where tasks go."""
+    _quiet()
+    if is_mixed(node_resources()):
+        _prefer_cpu_nodes()
+
+
+def _quiet() -> None:
+    """One progress display is enough: ours."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -22,7 +22,7 @@ from trainref_ray.config import METHOD_VERSION, Config, SweepSettings, make_conf
 from trainref_ray.distributed.context import Inputs
 from trainref_ray.distributed.job import check_noise, check_settings, embedded_sample, environment, find_inputs
 from trainref_ray.distributed.preflight import preflight, tell
-from trainref_ray.distributed.session import Cluster, connect, node_resources, plan_cluster, quiet
+from trainref_ray.distributed.session import Cluster, connect, node_resources, plan_cluster, set_up_process
 from trainref_ray.distributed.sweep_log import SweepLog, sweep_log
 from trainref_ray.distributed.trial import run_trial
 from trainref_ray.errors import ConfigError, ResourceError
@@ -350,7 +350,7 @@ def _point(tune_config: Mapping[str, Any]) -> Point:
 
 def _run_in_tune(tune_config: dict[str, Any], plan: SweepPlan, queue: Queue) -> None:
     """One trial, in a process of Tune's."""
-    quiet()
+    set_up_process()
     trial = plan.trial(_point(tune_config))
     reporter = _TrialReporter(queue, title(trial.point))
 

@@ -157,3 +157,11 @@ def test_models_are_counted_for_the_larger_training() -> None:
     assert models.training.width == 256
     without = estimate_models(config.model_copy(update={"finetune_model": False}), 10, bf16=False)
     assert without.train_batch == 32
+
+
+def test_a_contrastive_step_has_two_views_of_each_image() -> None:
+    settings = {"image_size": 8, "finetune_model": False, "pretrain": {"batch_size": 32}}
+    plain = estimate_models(make_config(settings), 10, bf16=False)
+    paired = estimate_models(make_config(settings, {"pretrain": {"objective": "contrastive"}}), 10, bf16=False)
+    assert (plain.train_batch, paired.train_batch) == (32, 64)
+    assert paired.training.peak > 1.5 * plain.training.peak - plain.training.state
