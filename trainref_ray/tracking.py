@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,6 +53,20 @@ def tracking_uri(settings: TrackingSettings, storage: Storage) -> str | None:
     folder = Path(storage.location())
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """MLflow's default store for as long as the context lasts: part of its interface takes no other, and it would stay
+    in the environment, where the next run of this process would find it."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # None takes it out of the environment
 
 
 class Tracker:
@@ -170,8 +185,8 @@ class Tracker:
             Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "images")]),
             Schema([TensorSpec(np.dtype(np.float32), (-1, classes), "probabilities")]),
         )
-        mlflow.set_tracking_uri(self.uri)
         with (
+            _default_store(self.uri),
             TemporaryDirectory() as scratch,
             mlflow.start_run(run_id=self.run_id),
             warnings.catch_warnings(record=True),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from trainref_ray.config import TrackingSettings
 from trainref_ray.run import Storage
-from trainref_ray.tracking import flatten, tracking_uri
+from trainref_ray.tracking import _default_store, flatten, tracking_uri
 
 REMOTE = Storage("s3://bucket/run")
 
@@ -36,3 +37,15 @@ def test_an_object_store_has_none() -> None:
 
 def test_settings_are_flattened_to_dotted_names() -> None:
     assert flatten({"vote": {"k": 5, "near": {"x": 1}}, "seed": 0}) == {"vote.k": 5, "vote.near.x": 1, "seed": 0}
+
+
+@pytest.mark.parametrize("before", [None, "http://environment"])
+def test_logging_a_model_leaves_the_environment_as_it_was(
+    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
+    with _default_store(f"sqlite:///{tmp_path}/mlflow.db"):
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
+    assert tracking_uri(TrackingSettings(), REMOTE) == before
