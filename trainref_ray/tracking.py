@@ -66,7 +66,7 @@ def _default_store(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)  # None takes it out of the environment
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None is taken, and unsets the variable
 
 
 class Tracker:
