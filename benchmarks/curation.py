@@ -10,12 +10,19 @@ from trainref_ray.evaluate import metrics
 
 
 def curation_figures(
-    embeddings: np.ndarray, labels: np.ndarray, truth: np.ndarray, references: np.ndarray, config: Config, classes: int
+    embeddings: np.ndarray,
+    probabilities: np.ndarray | None,
+    labels: np.ndarray,
+    truth: np.ndarray,
+    references: np.ndarray,
+    config: Config,
+    classes: int,
 ) -> dict[str, float | None]:
     """noise_*, ood_* and relabel_accuracy of one curation, the references left out.
 
     Args:
         embeddings: float [N, D].
+        probabilities: float [N, C] of the model they are of, None if it has no head.
         labels: int [N], given labels.
         truth: int [N], -1 = of no class; curation gets it of the references alone.
         references: int [R], rows.
@@ -31,6 +38,7 @@ def curation_figures(
         classes=classes,
         seed=config.seed,
         settings=config,
+        model_probabilities=None if probabilities is None else probabilities[others],
     )
     nobody = np.zeros(len(others), bool)
     given, true = labels[others], truth[others]

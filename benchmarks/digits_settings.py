@@ -25,6 +25,7 @@ from trainref_ray.data.noise import inject
 from trainref_ray.data.reference import draw_references
 from trainref_ray.data.sources.digits import FOREIGN, digits_source
 from trainref_ray.models.backbones import ModelSpec, build, predict
+from trainref_ray.training.calibrate import softmax
 from trainref_ray.training.loop import ArrayBatches, TrainPlan, steps_per_epoch, train
 
 CLASSES = 10
@@ -40,6 +41,7 @@ CHANGES: list[dict[str, Any]] = [
     {"vote": {"temperature": 1.0}},
     {"vote": {"influence_weight": 0.0}},
     {"vote": {"model_weight": 0.0}},
+    {"vote": {"model_source": "probe"}},
     {"ood": {"score": "mahalanobis_class"}},
     {"ood": {"score": "knn"}},
 ]
@@ -61,15 +63,15 @@ def noisy_labels(truth: np.ndarray, seed: int) -> np.ndarray:
     return labels
 
 
-def pretrained_embeddings(
+def pretrained(
     images: np.ndarray,
     labels: np.ndarray,
     validation: tuple[np.ndarray, np.ndarray],
     rows: np.ndarray,
     settings: TrainSettings,
     seed: int,
-) -> np.ndarray:
-    """float32 [N, D] of all images after noisy pre-training on `rows`."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings float32 [N, D] and probabilities [N, C] of all images after noisy pre-training on `rows`."""
     torch.manual_seed(seed)
     model = build(ModelSpec("cnn_small", CLASSES, images.shape[1]))
     shared = set(TrainPlan.__dataclass_fields__) & set(TrainSettings.model_fields)
@@ -78,7 +80,8 @@ def pretrained_embeddings(
     targets = np.eye(CLASSES, dtype=np.float32)[labels[rows]]
     batches = ArrayBatches(images[rows], targets, batch_size=settings.batch_size, steps_per_epoch=steps, seed=seed)
     model.load_state_dict(train(model, batches, plan, validation=validation).final())
-    return predict(model, images)[0].astype(np.float32)
+    embeddings, logits = predict(model, images)
+    return embeddings.astype(np.float32), softmax(logits)
 
 
 def main() -> None:
@@ -97,10 +100,10 @@ def main() -> None:
         references = draw_references(np.arange(len(truth)), truth, per_class=per_class, classes=CLASSES, seed=seed)
         rows = np.setdiff1d(np.arange(len(truth)), references)
         validation = (images[references], truth[references])
-        embeddings = pretrained_embeddings(images, labels, validation, rows, config.pretrain, seed)
+        model = pretrained(images, labels, validation, rows, config.pretrain, seed)
         for number, change in enumerate(CHANGES):
             changed = make_config(preset, {"seed": seed}, change)
-            found = curation_figures(embeddings, labels, truth, references, changed, CLASSES)
+            found = curation_figures(*model, labels, truth, references, changed, CLASSES)
             values[number, seed] = [found[name] for name in FIGURES]
     lines = [
         f"Demo preset and changes of it, {len(seeds)} seeds: mean (worst).",

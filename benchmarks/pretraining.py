@@ -28,6 +28,7 @@ from trainref_ray.data.reference import draw_references
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, predict
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.models.probe import fit_probe
+from trainref_ray.training.calibrate import softmax
 from trainref_ray.training.loop import ArrayBatches, TrainPlan, add_projection, steps_per_epoch, train
 
 CLASSES, SIDE, TEST_IMAGES = 10, 32, 2000
@@ -67,9 +68,10 @@ def pretrained(
     return model
 
 
-def embed(model: Classifier, images: np.ndarray) -> np.ndarray:
-    """float32 [N, D], unit norm."""
-    return predict(model, images, bf16=use_bf16(None, "cpu"))[0].astype(np.float32)
+def embed(model: Classifier, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Embeddings float32 [N, D], unit norm, and the head's probabilities [N, C], if it has one."""
+    vectors, logits = predict(model, images, bf16=use_bf16(None, "cpu"))
+    return vectors.astype(np.float32), softmax(logits) if logits.shape[1] else None
 
 
 def probe_accuracy(
@@ -106,11 +108,11 @@ class Trial:
 
     def measure(self, model: Classifier, noise: str, seconds: float) -> list[float]:
         """The values of `FIGURES` of one model under one noise."""
-        vectors, rows = embed(model, self.images), self.references
-        curated = curation_figures(vectors, self.noisy[noise], self.truth, rows, self.config, CLASSES)
+        (vectors, probabilities), rows = embed(model, self.images), self.references
+        curated = curation_figures(vectors, probabilities, self.noisy[noise], self.truth, rows, self.config, CLASSES)
         found = {name: value for name, value in curated.items() if name in FIGURES and value is not None}
         found["probe_on_references"] = probe_accuracy(
-            vectors[rows], self.truth[rows], embed(model, self.test_images), self.test_truth, self.config.seed
+            vectors[rows], self.truth[rows], embed(model, self.test_images)[0], self.test_truth, self.config.seed
         )
         found["seconds"] = seconds
         print(self.config.seed, noise, {name: round(value, 4) for name, value in found.items()}, flush=True)

@@ -23,6 +23,9 @@ from trainref_ray.method.steps import (
 from trainref_ray.models.probe import Probe, fit_probe
 from trainref_ray.retrieval.index import SupporterIndex
 
+SUM_TOLERANCE = 1e-2
+"""How far from 1 a row of probabilities may sum: float16 ones of 1,000 classes are off by some thousandths."""
+
 
 @dataclass(frozen=True)
 class Curation:
@@ -75,6 +78,7 @@ def curate_arrays(
     keys: Sequence[str] | None = None,
     settings: Config | None = None,
     duplicates_of: np.ndarray | None = None,
+    model_probabilities: np.ndarray | None = None,
 ) -> Curation:
     """Curate samples by their features and a few trusted references.
 
@@ -93,6 +97,8 @@ def curate_arrays(
         settings: the groups probe, augment, vote, ood and decide, and allow_missing_classes are read.
         duplicates_of: [N] values that are equal where samples are copies of one image, such as the images' sha256;
             copies do not support each other.
+        model_probabilities: float [N, C], each row sums to 1, what the model that the features are of says of each
+            sample; by default the probe's, as with `vote.model_source` probe.
 
     Raises:
         ConfigError: shapes or values do not fit; names the argument, the place and what is allowed.
@@ -101,6 +107,7 @@ def curate_arrays(
     inputs = _check(
         features, labels, reference_features, reference_labels, classes, class_names, keys, duplicates_of, settings
     )
+    model = _probabilities(model_probabilities, len(inputs.labels), inputs.classes)
     count, classes = len(inputs.labels), inputs.classes
     uids = np.arange(count, dtype=np.int64)
     probe = _fit_probe(inputs, settings, seed)
@@ -143,7 +150,7 @@ def curate_arrays(
     options = settings.vote
     combined = combine_sources(
         evidence,
-        probabilities,
+        probabilities.mean(axis=0) if model is None or options.model_source == "probe" else model,
         supporters,
         np.bincount(members.labels, minlength=classes),
         weights=(options.vote_weight, options.influence_weight, options.model_weight),
@@ -255,6 +262,20 @@ def _integers(name: str, values: np.ndarray, count: int) -> np.ndarray:
             f"{name} has shape {labels.shape} of {labels.dtype}; an integer for each of the {count} rows is wanted"
         )
     return labels.astype(np.int64)
+
+
+def _probabilities(values: np.ndarray | None, count: int, classes: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    matrix = np.asarray(values, np.float32)
+    if matrix.shape != (count, classes):
+        raise ConfigError(f"model_probabilities has shape {matrix.shape}; {(count, classes)} is wanted")
+    bad = np.flatnonzero(~((matrix >= 0).all(axis=1) & (np.abs(matrix.sum(axis=1) - 1) < SUM_TOLERANCE)))
+    if len(bad):
+        raise ConfigError(
+            f"model_probabilities[{bad[0]}] sums to {matrix[bad[0]].sum():.3f}; rows must not be negative and sum to 1"
+        )
+    return matrix
 
 
 def _names(keys: Sequence[str] | None, count: int) -> np.ndarray:

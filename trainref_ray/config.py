@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trainref_ray.errors import ConfigError
 from trainref_ray.schemas import SCHEMA_VERSION
 
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 """Part of every fingerprint: raised when a change of the code changes a stage's result for equal settings."""
 
 
@@ -167,7 +167,11 @@ class VoteSettings(Settings):
     influence_weight: float = Field(1.0, ge=0)
     """Weight of the influence of the given references."""
     model_weight: float = Field(1.0, ge=0)
-    """Weight of the probe's own probabilities."""
+    """Weight of the model's own probabilities."""
+    model_source: Literal["head", "probe"] = "head"
+    """Whose probabilities these are: of the head that the embedding model was trained with, which knows the curated
+    labels from round 2 on (after a label-free pre-training there is none, and the probe takes its place), or of the
+    probe. CIFAR-10, 40 % human noise: average precision of wrong labels 0.005 higher with the head in both rounds."""
 
 
 class OodSettings(Settings):
@@ -345,7 +349,13 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "evidence": (),
     "references": ("augment",),
     "supporters": ("vote.k", "vote.near_duplicate", "vote.diversity"),
-    "distributions": ("vote.vote_weight", "vote.influence_weight", "vote.model_weight", "vote.balance"),
+    "distributions": (
+        "vote.vote_weight",
+        "vote.influence_weight",
+        "vote.model_weight",
+        "vote.model_source",
+        "vote.balance",
+    ),
     "transition": ("vote.temperature",),
     "ood": ("seed", "ood"),
     "decisions": ("vote.temperature", "vote.given_weight", "decide"),

@@ -14,6 +14,7 @@ import yaml
 
 from trainref_ray.errors import ResumeError
 from trainref_ray.run import RUN_FILE, SWEEP_FILE, Stage, Storage
+from trainref_ray.schemas import to_matrix
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ class CurationRun:
         """A table over all shards, by uid: embeddings, evidence, supporters or decisions."""
         stage = self.stage(name, round_)
         return pa.concat_tables([stage.read_shard(shard, columns) for shard in self.stages["shards"]])
+
+    def model_logits(self, round_: int | None = None) -> np.ndarray | None:
+        """Logits float16 [N, C] of the model that made a round's embeddings, in the order of their table; None if it
+        was trained without labels and has no head."""
+        shard = self.stages["shards"][0]
+        if "model_logits" not in self.stage("embeddings", round_).read_shard(shard).column_names:
+            return None
+        return to_matrix(self.table("embeddings", round_, ["model_logits"])["model_logits"])
 
     def decisions(self, round_: int | None = None) -> pa.Table:
         """One row a sample, the quarantined included (`trainref_ray.schemas.DECISION`)."""

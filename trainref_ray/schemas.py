@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from trainref_ray.errors import SchemaError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Part of every stage's fingerprint: a change of any schema below computes the tables anew."""
 
 SHARD_BITS = 32
@@ -81,15 +81,15 @@ REFERENCES = pa.schema(
 )
 
 
-def embeddings(width: int, *, head: bool = True) -> pa.Schema:
-    """Table of unit-norm embeddings of `width` float16 components; without a trained head `model_class` is null."""
+def embeddings(width: int, classes: int) -> pa.Schema:
+    """Table of unit-norm embeddings of `width` float16 components and, where the model has a trained head (`classes`
+    above 0), of its logits."""
+    head = [_column("model_logits", pa.list_(pa.float16(), classes), "of the embedding model's own head")]
     return pa.schema(
         [
             _column("uid", pa.int64(), "shard_id << 32 | row"),
             _column("embedding", pa.list_(pa.float16(), width), "unit norm"),
-            _column(
-                "model_class", pa.int32(), "the class that the embedding model's own head would give", nullable=not head
-            ),
+            *(head if classes else []),
         ]
     )
 
@@ -126,7 +126,7 @@ def distributions(classes: int) -> pa.Schema:
             _column(
                 "distribution",
                 pa.list_(pa.float16(), classes),
-                "mean of supporters' vote, influence and probe, before sharpening and before the given label speaks",
+                "mean of supporters' vote, influence and model, before sharpening and before the given label speaks",
             ),
         ]
     )

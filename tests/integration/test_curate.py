@@ -14,6 +14,7 @@ from conftest import TINY
 from trainref_ray import curate, curate_arrays, make_config
 from trainref_ray.results import CurationRun
 from trainref_ray.schemas import DECISION, check, dense_soft_labels, to_matrix
+from trainref_ray.training.calibrate import softmax
 
 pytestmark = pytest.mark.ray
 
@@ -101,6 +102,7 @@ def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
         np.array(run.stages["references"]["labels"]),
         class_names=run.class_names,
         settings=make_config(TINY),
+        model_probabilities=softmax(run.model_logits(1)[~is_reference]),
     )
     others = decisions.filter(pa.array(~is_reference))
     # the probe sees the samples in another order, and the cut is set on other ones: measured 0.033, 0.998 and 0.951

@@ -159,3 +159,34 @@ def test_a_class_without_a_reference_can_be_allowed(data):
 def test_needs_neither_ray_nor_mlflow():
     code = "import sys, trainref_ray.arrays; sys.exit('ray' in sys.modules or 'mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def model_alone(source: str):
+    weights = {"vote_weight": 0.0, "influence_weight": 0.0, "model_weight": 1.0, "given_weight": 0.0}
+    return make_config({"vote": {"k": 5, "temperature": 1.0, "model_source": source} | weights})
+
+
+def test_the_models_own_probabilities_are_a_source(data):
+    model = np.random.default_rng(1).dirichlet(np.ones(CLASSES), 260).astype(np.float32)
+    found = curate(data, settings=model_alone("head"), model_probabilities=model)
+    kept = found.decision != "ood"
+    np.testing.assert_allclose(
+        found.label_quality[kept], model[np.arange(260), data[1]][kept], atol=1e-3
+    )  # kept as float16
+    probe = curate(data, settings=model_alone("probe"), model_probabilities=model)
+    without = curate(data, settings=model_alone("head"))
+    np.testing.assert_array_equal(probe.label_quality, without.label_quality)
+    assert not np.allclose(probe.label_quality, found.label_quality, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (np.full((260, CLASSES + 1), 0.2), r"model_probabilities has shape \(260, 5\); \(260, 4\) is wanted"),
+        (np.full((260, CLASSES), 0.5), r"model_probabilities\[0\] sums to 2.000"),
+        (np.full((260, CLASSES), np.nan), r"model_probabilities\[0\] sums to nan"),
+    ],
+)
+def test_probabilities_that_are_none_are_refused(data, model, message):
+    with pytest.raises(ConfigError, match=message):
+        curate(data, model_probabilities=model)

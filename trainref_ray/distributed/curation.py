@@ -21,6 +21,7 @@ from trainref_ray.method import decide, influence, ood, steps
 from trainref_ray.models.probe import Probe
 from trainref_ray.run import Stage
 from trainref_ray.schemas import OK, QUARANTINED, SHARD_BITS, fixed_size_list, soft_label_column, to_matrix
+from trainref_ray.training.calibrate import softmax
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,22 @@ def evidence_of(stages: RoundStages, embeddings: np.ndarray, classes: int) -> tu
     return evidence, probabilities
 
 
+def model_logits(embeddings: pa.Table) -> np.ndarray | None:
+    """The head's logits float16 [n, C] in a table of embeddings, None if the model has no head."""
+    return to_matrix(embeddings["model_logits"]) if "model_logits" in embeddings.column_names else None
+
+
+def model_probabilities(logits: np.ndarray | None, probe: np.ndarray, source: str) -> np.ndarray:
+    """What the model says of each sample, float32 [n, C]: its own head, or the probe where that is wanted or alone.
+
+    Args:
+        logits: float [n, C] of the head, None if the model has none.
+        probe: float32 [K, n, C], probabilities of its checkpoints.
+        source: `vote.model_source`.
+    """
+    return probe.mean(axis=0) if logits is None or source == "probe" else softmax(logits)
+
+
 def evidence_table(shard_id: int, stages: RoundStages, classes: int) -> pa.Table:
     """Evidence of each sample's own label (METHOD 1)."""
     uids, embeddings, samples = _shard(stages, shard_id)
@@ -154,12 +171,12 @@ def supporters_table(shard_id: int, stages: RoundStages, config: Config, pool: S
 
 
 def distributions_table(shard_id: int, stages: RoundStages, config: Config, classes: int) -> pa.Table:
-    """The mean of supporters' vote, influence and probe for each sample (METHOD 3)."""
+    """The mean of supporters' vote, influence and model for each sample (METHOD 3)."""
     uids, embeddings, _ = _shard(stages, shard_id)
-    evidence, probabilities = evidence_of(stages, embeddings, classes)
+    evidence, probe = evidence_of(stages, embeddings, classes)
     combined = steps.combine_sources(
         evidence,
-        probabilities,
+        model_probabilities(model_logits(stages.embeddings.read_shard(shard_id)), probe, config.vote.model_source),
         read_supporters(stages.supporters.read_shard(shard_id)),
         np.bincount(members(stages.references).labels, minlength=classes),
         weights=(config.vote.vote_weight, config.vote.influence_weight, config.vote.model_weight),

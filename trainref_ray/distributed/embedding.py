@@ -61,7 +61,7 @@ def _reused(context: Context, output: Output) -> bool:
 def _apply(context: Context, model: Stage, started: list[tuple[Output, list[ShardRead]]]) -> None:
     """Outputs with their missing shards."""
     described = context.storage.read_json(model.path("model/model.json"))
-    embedded = embeddings(described["width"], head=described["spec"]["classes"] > 0)
+    embedded = embeddings(described["width"], described["spec"]["classes"])
     full = [shard for _, missing in started for shard in missing if context.usable[shard.shard_id]]
     predicted = frozenset(shard.shard_id for output, missing in started if output.logits for shard in missing)
     blocks = _through_model(context, model, full, predicted) if full else iter(())
@@ -160,8 +160,8 @@ class Embedder:
         return fastest_batch(measure, start=FIRST_BATCH, largest=BLOCK_ROWS)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """One block, all of one shard: `embedding` and `model_class` (null without a head), or `logits` for the shards
-        to predict."""
+        """One block, all of one shard: `embedding` and `model_logits` (null without a head), or `logits` for the
+        shards to predict."""
         from trainref_ray.models.backbones import predict
 
         pixels = pixels_of(block, self._side)
@@ -172,7 +172,7 @@ class Embedder:
             {
                 "uid": block["uid"],
                 "embedding": _rows(vectors, pa.float16(), keep=not wants_logits),
-                "model_class": logits.argmax(1).astype(np.int32) if has_head else pa.nulls(len(logits), pa.int32()),
+                "model_logits": _rows(logits, pa.float16(), keep=has_head and not wants_logits),
                 "logits": _rows(logits, pa.float32(), keep=wants_logits),
             }
         )

@@ -97,7 +97,8 @@ def curate_left_out(stages: RoundStages, transition: Stage, uids: np.ndarray, co
         uids: int64 [n], ascending or not.
         config: settings of the vote.
     """
-    embeddings = influence.unit_rows(to_matrix(gather_rows(stages.embeddings, uids, ["embedding"])["embedding"]))
+    embedded = gather_rows(stages.embeddings, uids)
+    embeddings = influence.unit_rows(to_matrix(embedded["embedding"]))
     samples = gather_rows(stages.inventory, uids, ["label", "sha256"])
     members = curation.members(stages.references)
     mass = curation.tensors(transition, "transition.safetensors")["mass"]
@@ -112,10 +113,10 @@ def curate_left_out(stages: RoundStages, transition: Stage, uids: np.ndarray, co
         near_duplicate=settings.near_duplicate,
         diversity=settings.diversity,
     )
-    evidence, probabilities = curation.evidence_of(stages, embeddings, len(mass))
+    evidence, probe = curation.evidence_of(stages, embeddings, len(mass))
     combined = steps.combine_sources(
         evidence,
-        probabilities,
+        curation.model_probabilities(curation.model_logits(embedded), probe, settings.model_source),
         supporters,
         np.bincount(members.labels, minlength=len(mass)),
         weights=(settings.vote_weight, settings.influence_weight, settings.model_weight),

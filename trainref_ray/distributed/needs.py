@@ -372,9 +372,9 @@ def disk_check(config: Config, data: Data, models: Models, free: int) -> Check:
 
 
 def run_folder_bytes(config: Config, data: Data, models: Models) -> float:
-    """Before compression: embeddings and distributions in float16, supporters, soft labels of a dozen classes."""
+    """Before compression: embeddings, logits, distributions in float16, supporters, soft labels of a dozen classes."""
     width, classes = models.training.width, data.classes
-    sample = 2 * width + 2 * classes + 16 * config.vote.k + 200
+    sample = 2 * width + 4 * classes + 16 * config.vote.k + 200
     model = 4 * models.training.parameters
     state = model + models.training.state
     tests = data.test_samples * 4 * classes

@@ -84,6 +84,13 @@ def embeddings_of(run: CurationRun, uids: np.ndarray) -> np.ndarray:
     return to_matrix(table["embedding"])[order[np.searchsorted(table["uid"].to_numpy()[order], uids)]]
 
 
+def logits_of(run: CurationRun, uids: np.ndarray) -> np.ndarray | None:
+    """The first round's model's logits float16 [n, C] by uid, None if it has no head."""
+    logits, known = run.model_logits(1), run.table("embeddings", 1, ["uid"])["uid"].to_numpy()
+    order = np.argsort(known)
+    return None if logits is None else logits[order[np.searchsorted(known[order], uids)]]
+
+
 def digests_of(run: CurationRun, uids: np.ndarray) -> np.ndarray:
     """sha256 of the images' files by uid, str [n]."""
     table = run.samples()

@@ -28,6 +28,7 @@ from trainref_ray.distributed.rival_data import (
     Split,
     digests_of,
     embeddings_of,
+    logits_of,
     pixel_blocks,
     read_pixels,
     read_split,
@@ -266,7 +267,7 @@ def _cost(run: CurationRun) -> dict[str, Any]:
 
 def _curated_again(job: RivalJob, run: CurationRun, split: Split) -> RivalResult:
     """The first round once more with other settings. All references take part, as in the run's own curation."""
-    uids = np.concatenate([split.references, split.held_out])
+    uids, logits = np.concatenate([split.references, split.held_out]), logits_of(run, split.samples)
     found = curate_arrays(
         embeddings_of(run, split.samples),
         split.given,
@@ -276,6 +277,7 @@ def _curated_again(job: RivalJob, run: CurationRun, split: Split) -> RivalResult
         seed=job.config.seed,
         settings=make_config(job.config.model_dump(), methods.REWEIGHTED[job.method]),
         duplicates_of=digests_of(run, split.samples),
+        model_probabilities=None if logits is None else softmax(logits),
     )
     return RivalResult(
         label_quality=found.label_quality,

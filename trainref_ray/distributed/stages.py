@@ -136,12 +136,13 @@ def map_shards(
         collect(blocks_of(dataset), {shard_id: rows[shard_id] for shard_id in todo}, finish, progress)
 
 
-def gather_rows(stage: Stage, uids: np.ndarray, columns: list[str]) -> pa.Table:
-    """Rows of a stage's tables by uid, in the order of `uids`; only the shards that hold some are read."""
+def gather_rows(stage: Stage, uids: np.ndarray, columns: list[str] | None = None) -> pa.Table:
+    """Rows of a stage's tables by uid, in the order of `uids`, with all columns or some; only the shards that hold some
+    are read."""
     parts = []
     shard_ids = np.unique(uids >> SHARD_BITS).tolist() or [min(stage.done_shards())]  # of no uid, an empty table
     for shard_id in shard_ids:
-        table = stage.read_shard(int(shard_id), ["uid", *columns])
+        table = stage.read_shard(int(shard_id), None if columns is None else ["uid", *columns])
         parts.append(table.filter(pa.array(np.isin(table["uid"].to_numpy(), uids))))
     table = pa.concat_tables(parts).combine_chunks()
     found = table["uid"].to_numpy()

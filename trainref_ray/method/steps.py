@@ -193,7 +193,7 @@ def fit_ood(
 
 def combine_sources(
     evidence: influence.Evidence,
-    probabilities: np.ndarray,
+    model: np.ndarray,
     supporters: Supporters,
     member_counts: np.ndarray,
     *,
@@ -206,21 +206,21 @@ def combine_sources(
 
     Args:
         evidence: of the given references for each sample.
-        probabilities: float32 [K, N, C], the probe's.
+        model: float32 [N, C], probabilities of the model.
         supporters: of each sample.
         member_counts: int [C], members of each class.
-        weights: of the supporters' vote, the influence and the probe.
+        weights: of the supporters' vote, the influence and the model.
         balance: correction of the vote for unequal classes.
     """
     votes = vote.vote(
         supporters.labels,
         supporters.similarity,
-        classes=probabilities.shape[2],
+        classes=model.shape[1],
         member_counts=member_counts,
         balance=balance,
     )
     by_influence, _ = influence.soft_labels(evidence.normalised)
-    return vote.combine(votes, by_influence, probabilities.mean(axis=0), weights=weights).astype(np.float16)
+    return vote.combine(votes, by_influence, model, weights=weights).astype(np.float16)
 
 
 def curated_distributions(

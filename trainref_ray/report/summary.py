@@ -20,7 +20,7 @@ from trainref_ray.config import Config, make_config
 from trainref_ray.evaluate import metrics
 from trainref_ray.results import CurationRun
 from trainref_ray.schemas import DECISIONS, dense_soft_labels, to_matrix
-from trainref_ray.training.calibrate import fit_temperature
+from trainref_ray.training.calibrate import fit_temperature, softmax
 
 UNKNOWN = -2
 """Stands for "true label not known" in integer arrays; -1 is METHOD's "belongs to no class"."""
@@ -129,10 +129,10 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
     figures["references"] = members.num_rows
     known = arrays["truth"] != UNKNOWN
     if known.any():
-        model_class = run.table("embeddings", number, ["model_class"])["model_class"]
-        if not model_class.null_count:  # the model has a head
+        logits = run.model_logits(number)
+        if logits is not None:
             figures["model_accuracy"] = metrics.relabel_accuracy(
-                model_class.to_numpy()[known], arrays["truth"][known], arrays["is_reference"][known]
+                logits.argmax(axis=1)[known], arrays["truth"][known], arrays["is_reference"][known]
             )
         added = members.filter(pa.array(~np.array(members["given"].to_pylist())))
         truth = true_labels(run, added["uid"].to_numpy())
@@ -213,7 +213,7 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
     if table.num_rows > FEWER_REFERENCES_LIMIT:
         return None
     uids = table["uid"].to_numpy()
-    features = to_matrix(table["embedding"]).astype(np.float32)
+    features, logits = to_matrix(table["embedding"]).astype(np.float32), run.model_logits()
     labels = np.array(run.stages["references"]["labels"])
     chosen = np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)])
     rows = np.searchsorted(uids, run.reference_uids[chosen])
@@ -227,6 +227,7 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
         classes=len(run.class_names),
         seed=config.seed,
         settings=config,
+        model_probabilities=None if logits is None else softmax(logits[others]),
     )
     part = {name: values[others] for name, values in arrays.items()}
     decision = result.decision
