@@ -172,11 +172,12 @@ def supporters_table(shard_id: int, stages: RoundStages, config: Config, pool: S
 
 def distributions_table(shard_id: int, stages: RoundStages, config: Config, classes: int) -> pa.Table:
     """The mean of supporters' vote, influence and model for each sample (METHOD 3)."""
-    uids, embeddings, _ = _shard(stages, shard_id)
-    evidence, probe = evidence_of(stages, embeddings, classes)
+    embedded = stages.embeddings.read_shard(shard_id)
+    uids = embedded["uid"].to_numpy()
+    evidence, probe = evidence_of(stages, influence.unit_rows(to_matrix(embedded["embedding"])), classes)
     combined = steps.combine_sources(
         evidence,
-        model_probabilities(model_logits(stages.embeddings.read_shard(shard_id)), probe, config.vote.model_source),
+        model_probabilities(model_logits(embedded), probe, config.vote.model_source),
         read_supporters(stages.supporters.read_shard(shard_id)),
         np.bincount(members(stages.references).labels, minlength=classes),
         weights=(config.vote.vote_weight, config.vote.influence_weight, config.vote.model_weight),
