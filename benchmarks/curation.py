@@ -5,8 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 from trainref_ray import curate_arrays
+from trainref_ray.arrays import Curation
 from trainref_ray.config import Config
 from trainref_ray.evaluate import metrics
+
+
+def curated(
+    embeddings: np.ndarray,
+    probabilities: np.ndarray | None,
+    labels: np.ndarray,
+    truth: np.ndarray,
+    references: np.ndarray,
+    config: Config,
+    classes: int,
+) -> Curation:
+    """One curation of the rows that are no references; arguments as of `curation_figures`."""
+    others = np.setdiff1d(np.arange(len(truth)), references)
+    return curate_arrays(
+        embeddings[others],
+        labels[others],
+        embeddings[references],
+        truth[references],
+        classes=classes,
+        seed=config.seed,
+        settings=config,
+        model_probabilities=None if probabilities is None else probabilities[others],
+    )
 
 
 def curation_figures(
@@ -30,16 +54,7 @@ def curation_figures(
         classes: C.
     """
     others = np.setdiff1d(np.arange(len(truth)), references)
-    result = curate_arrays(
-        embeddings[others],
-        labels[others],
-        embeddings[references],
-        truth[references],
-        classes=classes,
-        seed=config.seed,
-        settings=config,
-        model_probabilities=None if probabilities is None else probabilities[others],
-    )
+    result = curated(embeddings, probabilities, labels, truth, references, config, classes)
     nobody = np.zeros(len(others), bool)
     given, true = labels[others], truth[others]
     return {

@@ -22,7 +22,7 @@ import torch
 from curation import curation_figures
 
 from trainref_ray import make_config
-from trainref_ray.config import Config, PretrainSettings, load_preset
+from trainref_ray.config import Config, PretrainSettings, TrainSettings, load_preset
 from trainref_ray.data.noise import inject
 from trainref_ray.data.reference import draw_references
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, predict
@@ -56,14 +56,24 @@ def pretrained(
     model = build(ModelSpec("cnn_small", 0 if labels is None else CLASSES, SIDE))
     if labels is None:
         add_projection(model, settings.projection_width)
-    shared = set(TrainPlan.__dataclass_fields__) & set(PretrainSettings.model_fields)
+    targets = np.zeros((len(images), 0)) if labels is None else np.eye(CLASSES)[labels]
+    return trained(model, images, targets.astype(np.float32), validation, settings, seed)
+
+
+def trained(
+    model: Classifier,
+    images: np.ndarray,
+    targets: np.ndarray,
+    validation: tuple[np.ndarray, np.ndarray] | None,
+    settings: TrainSettings,
+    seed: int,
+) -> Classifier:
+    """The model after a training on targets float32 [N, C]."""
+    shared = set(TrainPlan.__dataclass_fields__) & set(type(settings).model_fields)
     steps = steps_per_epoch(len(images), settings.batch_size)
     options = {name: getattr(settings, name) for name in shared}
     plan = TrainPlan(**options, steps_per_epoch=steps, seed=seed, bf16=use_bf16(None, "cpu"))
-    targets = np.zeros((len(images), 0)) if labels is None else np.eye(CLASSES)[labels]
-    batches = ArrayBatches(
-        images, targets.astype(np.float32), batch_size=settings.batch_size, steps_per_epoch=steps, seed=seed
-    )
+    batches = ArrayBatches(images, targets, batch_size=settings.batch_size, steps_per_epoch=steps, seed=seed)
     model.load_state_dict(train(model, batches, plan, validation=validation).final())
     return model
 

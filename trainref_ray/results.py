@@ -72,10 +72,22 @@ class CurationRun:
     def model_logits(self, round_: int | None = None) -> np.ndarray | None:
         """Logits float16 [N, C] of the model that made a round's embeddings, in the order of their table; None if it
         was trained without labels and has no head."""
-        shard = self.stages["shards"][0]
-        if "model_logits" not in self.stage("embeddings", round_).read_shard(shard).column_names:
+        if not self._has_head(round_):
             return None
         return to_matrix(self.table("embeddings", round_, ["model_logits"])["model_logits"])
+
+    def model_classes(self, round_: int | None = None) -> np.ndarray | None:
+        """The class that this model itself would give each sample, int64 [N]; else as `model_logits`, of which only one
+        shard's are in memory."""
+        if not self._has_head(round_):
+            return None
+        stage = self.stage("embeddings", round_)
+        shards = (stage.read_shard(shard, ["model_logits"]) for shard in self.stages["shards"])
+        return np.concatenate([to_matrix(table["model_logits"]).argmax(axis=1) for table in shards])
+
+    def _has_head(self, round_: int | None) -> bool:
+        first = self.stage("embeddings", round_).read_shard(self.stages["shards"][0])
+        return "model_logits" in first.column_names
 
     def decisions(self, round_: int | None = None) -> pa.Table:
         """One row a sample, the quarantined included (`trainref_ray.schemas.DECISION`)."""

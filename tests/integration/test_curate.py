@@ -88,6 +88,15 @@ def test_another_k_computes_supporters_and_what_follows(run: CurationRun, local_
     assert other.supporters()["supporter_uid"].type.list_size == 5
 
 
+def test_the_first_models_classes_are_those_of_its_logits(run: CurationRun) -> None:
+    logits, classes = run.model_logits(1), run.model_classes(1)
+    assert logits is not None and logits.shape == (500, 10)
+    assert classes is not None and classes.tolist() == logits.argmax(axis=1).tolist()
+    truth = run.truth()["true_label"].to_numpy()
+    counted = (truth >= 0) & ~np.isin(run.table("embeddings", 1, ["uid"])["uid"].to_numpy(), run.reference_uids)
+    assert run.summary["rounds"][0]["model_accuracy"] == pytest.approx((classes == truth)[counted].mean())
+
+
 def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
     """On the run's own embeddings; the mathematics is one, and the references are set apart in one of the two."""
     decisions, embeddings = run.decisions(), run.table("embeddings", 1)

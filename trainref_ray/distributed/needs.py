@@ -319,8 +319,8 @@ def index_bytes(config: Config, data: Data, width: int) -> float:
 
 def shard_task_bytes(config: Config, data: Data, width: int) -> float:
     """One task over the largest shard: its embeddings in float16, float32 and float64, its distributions for each
-    checkpoint of the probe and about three more."""
-    return PROCESS_BYTES + data.largest_shard * (14 * width + 4 * data.classes * (config.probe.checkpoints + 3))
+    checkpoint of the probe and about nine more (the head's go through float64)."""
+    return PROCESS_BYTES + data.largest_shard * (14 * width + 4 * data.classes * (config.probe.checkpoints + 9))
 
 
 def driver_check(config: Config, data: Data, width: int, memory: int) -> Check:

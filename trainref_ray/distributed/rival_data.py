@@ -80,23 +80,26 @@ def training_history(run: CurationRun, models: int | None = None) -> list[dict[s
 def embeddings_of(run: CurationRun, uids: np.ndarray) -> np.ndarray:
     """The first round's embeddings float16 [n, D] by uid."""
     table = run.table("embeddings", 1, ["uid", "embedding"])
-    order = np.argsort(table["uid"].to_numpy())
-    return to_matrix(table["embedding"])[order[np.searchsorted(table["uid"].to_numpy()[order], uids)]]
+    return to_matrix(table["embedding"])[_rows_of(table, uids)]
 
 
 def logits_of(run: CurationRun, uids: np.ndarray) -> np.ndarray | None:
     """The first round's model's logits float16 [n, C] by uid, None if it has no head."""
-    logits, known = run.model_logits(1), run.table("embeddings", 1, ["uid"])["uid"].to_numpy()
-    order = np.argsort(known)
-    return None if logits is None else logits[order[np.searchsorted(known[order], uids)]]
+    logits = run.model_logits(1)
+    return None if logits is None else logits[_rows_of(run.table("embeddings", 1, ["uid"]), uids)]
 
 
 def digests_of(run: CurationRun, uids: np.ndarray) -> np.ndarray:
     """sha256 of the images' files by uid, str [n]."""
     table = run.samples()
-    order = np.argsort(table["uid"].to_numpy())
-    rows = order[np.searchsorted(table["uid"].to_numpy()[order], uids)]
-    return np.array(table["sha256"].take(pa.array(rows)).to_pylist(), dtype=str)
+    return np.array(table["sha256"].take(pa.array(_rows_of(table, uids))).to_pylist(), dtype=str)
+
+
+def _rows_of(table: pa.Table, uids: np.ndarray) -> np.ndarray:
+    """Row numbers int64 [n] of uids in a table that holds them all, in any order."""
+    known = table["uid"].to_numpy()
+    order = np.argsort(known)
+    return order[np.searchsorted(known[order], uids)]
 
 
 def shards_of(run: CurationRun, *, test: bool = False) -> list[ShardRead]:

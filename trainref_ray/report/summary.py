@@ -129,10 +129,10 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
     figures["references"] = members.num_rows
     known = arrays["truth"] != UNKNOWN
     if known.any():
-        logits = run.model_logits(number)
-        if logits is not None:
+        model_classes = run.model_classes(number)
+        if model_classes is not None:
             figures["model_accuracy"] = metrics.relabel_accuracy(
-                logits.argmax(axis=1)[known], arrays["truth"][known], arrays["is_reference"][known]
+                model_classes[known], arrays["truth"][known], arrays["is_reference"][known]
             )
         added = members.filter(pa.array(~np.array(members["given"].to_pylist())))
         truth = true_labels(run, added["uid"].to_numpy())
