@@ -90,8 +90,10 @@ def test_another_k_computes_supporters_and_what_follows(run: CurationRun, local_
 
 def test_the_first_models_classes_are_those_of_its_logits(run: CurationRun) -> None:
     logits, classes = run.model_logits(1), run.model_classes(1)
-    assert logits is not None and logits.shape == (500, 10)
-    assert classes is not None and classes.tolist() == logits.argmax(axis=1).tolist()
+    assert logits is not None
+    assert logits.shape == (500, 10)
+    assert classes is not None
+    assert classes.tolist() == logits.argmax(axis=1).tolist()
     truth = run.truth()["true_label"].to_numpy()
     counted = (truth >= 0) & ~np.isin(run.table("embeddings", 1, ["uid"])["uid"].to_numpy(), run.reference_uids)
     assert run.summary["rounds"][0]["model_accuracy"] == pytest.approx((classes == truth)[counted].mean())
