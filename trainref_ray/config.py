@@ -171,7 +171,7 @@ class VoteSettings(Settings):
     model_source: Literal["head", "probe"] = "head"
     """Whose probabilities these are: of the head that the embedding model was trained with, which knows the curated
     labels from round 2 on (after a label-free pre-training there is none, and the probe takes its place), or of the
-    probe. CIFAR-10, 40 % human noise: average precision of wrong labels 0.005 higher with the head in both rounds."""
+    probe. CIFAR-10, 40 % human noise: average precision of wrong labels 0.005 higher with the head."""
 
 
 class OodSettings(Settings):
