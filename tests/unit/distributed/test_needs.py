@@ -67,7 +67,9 @@ def test_main_memory_by_hand() -> None:
     assert training_bytes(streamed, DATA, MODELS, on_gpu=True) == PROCESS_BYTES + buffer + SMALL.state
     # 10 classes of 10 references and 200 more: 2,100 members, twice while the files are read, in two actors
     assert index_bytes(settings(), DATA, 256) == 2 * 2_100 * 256 * 4 + 2 * PROCESS_BYTES
-    assert shard_task_bytes(settings(), DATA, 256) == PROCESS_BYTES + 1_000 * (14 * 256 + 4 * 10 * 6)
+    # three checkpoints of the probe; evidence, vote and mean; the head's, as float16 and float32
+    # and twice as float64 between (scaled, exponentials): 5.5 float32 ones, rounded up
+    assert shard_task_bytes(settings(), DATA, 256) == PROCESS_BYTES + 1_000 * (14 * 256 + 4 * 10 * (3 + 3 + 6))
 
 
 def test_memory_is_that_of_the_node_that_a_stage_runs_on() -> None:
