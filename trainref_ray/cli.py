@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from trainref_ray.config import Config, SweepSettings, load_preset, make_config
 from trainref_ray.errors import ConfigError, ResourceError, TrainRefError
-from trainref_ray.results import CurationRun, CurationSweep
+from trainref_ray.results import CurationRun, CurationSweep, load_run
 
 if TYPE_CHECKING:
     from trainref_ray.distributed.needs import Check
@@ -26,6 +27,7 @@ TABLE_METRICS = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood
 
 if TYPE_CHECKING:
     from trainref_ray.distributed.compare import Comparison, Request
+    from trainref_ray.report.suggestions import Suggestions
 
 
 def parse_curate(arguments: Sequence[str], *, default_preset: str | None) -> Config:
@@ -329,11 +331,66 @@ def name_positionals(arguments: Sequence[str], options: Sequence[str]) -> list[s
     return [*named, *arguments[len(leading) :]]
 
 
+@dataclass(frozen=True)
+class SuggestSettings:
+    """Which images to check next."""
+
+    run: str
+    """Folder of a finished curation: a path or an object-store URL."""
+    count: int = 20
+    """Images to suggest."""
+    seed: int = 0
+    """Of the draw, where more than 10,000 images are in doubt."""
+
+
+def suggest_command(arguments: Sequence[str]) -> int:
+    """`suggest-references`: the images whose checking would help most. Returns the exit code."""
+
+    def command() -> None:
+        settings = tyro.cli(
+            SuggestSettings,
+            args=name_positionals(arguments, ("--run",)),
+            prog="suggest-references",
+            description="List the images of a finished curation whose checking would help most as references: "
+            "suggest-references RUN --count 20.",
+        )
+        from trainref_ray.report.suggestions import FILE, PAGE, suggest_references, write_suggestions
+
+        run = load_run(settings.run)
+        found = suggest_references(run, count=settings.count, seed=settings.seed)
+        write_suggestions(run, found)
+        print_suggestions(found)
+        print(f"to label in a browser: {run.storage.location(PAGE)}")
+        print(f"to fill in by hand: {run.storage.location(FILE)}")
+
+    return run_command(command)
+
+
+def print_suggestions(found: Suggestions) -> None:
+    """A row an image, on standard output."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table(title=None)
+    for name in ("key", "given", "curated"):
+        table.add_column(name, overflow="fold")
+    for image in found.images:
+        curated = ", ".join(f"{name} {share:.2f}" for name, share in image.top)
+        table.add_row(*(escape(cell) for cell in (image.key, image.given, curated)))
+    console.print(table)
+    reached = found.images[-1].nearest if found.images else found.nearest
+    console.print(
+        f"{len(found.images):,} of {found.doubtful:,} images in doubt; similarity of these to their nearest reference "
+        f"{found.nearest:.3f} now, {reached:.3f} with all suggested",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "curate": (curate_command, "curate an image set with noisy labels"),
     "sweep": (sweep_command, "try settings of a curation, and rank them by references left out"),
     "doctor": (doctor_command, "check nodes, data, room and memory before a curation; the same options"),
     "prepare": (prepare_command, "write WebVision, Animal-10N, CIFAR, digits or an image folder as shards"),
+    "suggest-references": (suggest_command, "list the images whose checking would help a finished curation most"),
     "compare": (compare_command, "run this project and its rivals on the same data"),
 }
 
@@ -344,7 +401,7 @@ def main() -> int:
     if name in ("-h", "--help"):
         print("usage: trainref COMMAND [OPTIONS]; trainref COMMAND --help shows the options\n")
         for command, (_, meaning) in COMMANDS.items():
-            print(f"  {command:<10} {meaning}")
+            print(f"  {command:<19} {meaning}")
         return 0
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}; allowed: {', '.join(COMMANDS)}", file=sys.stderr)

@@ -23,14 +23,14 @@ NEIGHBOURS = 50
 
 
 def read_reference_csv(location: str, class_names: Sequence[str] | None) -> list[tuple[str, int]]:
-    """Keys and trusted labels from a csv file with the columns key,label.
+    """Keys and trusted labels from a csv file with the columns key,label; further columns are for people.
 
     Args:
         location: path or URL of the file, UTF-8.
         class_names: names of the classes; a label is a number from 0 or one of these. None = any number from 0.
 
     Raises:
-        ReferenceSetError: no such file, a missing or unknown column, no rows, a key twice, a label that is no class.
+        ReferenceSetError: no such file, a missing column, no rows, a key twice, a label that is missing or no class.
     """
     try:
         filesystem, path = locate(location)
@@ -58,21 +58,30 @@ def write_reference_csv(rows: Sequence[tuple[str, int]]) -> str:
 
 def _rows(lines: Any, location: str, class_names: Sequence[str] | None) -> list[tuple[str, int]]:
     header = [name.strip() for name in next(lines, [])]
-    if sorted(header) != sorted(COLUMNS):
-        raise ReferenceSetError(f"{location}, line 1: the columns are {header}; they must be key,label")
+    if any(header.count(name) != 1 for name in COLUMNS):
+        raise ReferenceSetError(f"{location}, line 1: the columns are {header}; key and label must be among them, once")
     found: dict[str, int] = {}
+    open_lines: list[tuple[int, str]] = []
     for values in lines:
         where = f"{location}, line {lines.line_num}"
         if not values:
             continue
-        if len(values) != len(COLUMNS):
-            raise ReferenceSetError(f"{where}: {len(values)} values {values}; there must be a key and a label")
+        if len(values) != len(header):
+            raise ReferenceSetError(f"{where}: {len(values)} values {values}; there must be one for each of {header}")
         row = dict(zip(header, values, strict=True))
         if not row["key"]:
             raise ReferenceSetError(f"{where}: the key is empty")
         if row["key"] in found:
             raise ReferenceSetError(f"{where}: key {row['key']!r} comes twice")
+        if not row["label"].strip():
+            open_lines.append((lines.line_num, row["key"]))
+            continue
         found[row["key"]] = _label(row["label"].strip(), where, class_names)
+    if open_lines:
+        raise ReferenceSetError(
+            f"{location}: {len(open_lines)} lines have no label, the first is line {open_lines[0][0]}, key "
+            f"{open_lines[0][1]!r}; fill them in, or delete those that you leave out"
+        )
     if not found:
         raise ReferenceSetError(f"{location}: no references, the columns' line alone")
     return list(found.items())

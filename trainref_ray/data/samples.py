@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from trainref_ray.config import Config
 from trainref_ray.data.images import EXTENSIONS, ImageError, decode, stored_size, to_square
 from trainref_ray.data.tar_reader import RawSample, iter_raw_samples
 
@@ -44,6 +45,25 @@ class SampleFormat:
     max_pixels: int = 64_000_000
     max_bytes: int = 64 * 2**20
     image_size: int | None = None
+
+
+def sample_format(config: Config, class_names: Sequence[str] | None, *, image_size: int | None) -> SampleFormat:
+    """How a run reads its samples.
+
+    Args:
+        config: the run's settings.
+        class_names: C names, None = not known yet: any label from 0 is taken.
+        image_size: side of the pixels wanted; None = none.
+    """
+    return SampleFormat(
+        label_field=config.label_field,
+        truth_field=config.truth_field,
+        classes=len(class_names) if class_names else None,
+        class_names=tuple(class_names or ()),
+        max_pixels=config.read.max_pixels,
+        max_bytes=config.read.max_bytes,
+        image_size=image_size,
+    )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from trainref_ray.distributed.job import (
     find_inputs,
     write_settings,
 )
-from trainref_ray.distributed.rival_data import read_files, read_split, shards_of, training_history
+from trainref_ray.distributed.rival_data import read_split, shards_of, training_history
 from trainref_ray.distributed.rival_worker import (
     OUT_OF_FOLD,
     PRETRAINED_PIECE,
@@ -55,6 +55,7 @@ from trainref_ray.progress import Reporter
 from trainref_ray.report.compare_page import render_comparison, render_confidence
 from trainref_ray.report.comparison import ComparisonTable, Row, markdown, tabulate
 from trainref_ray.report.confidence import Confidence, confidence_content
+from trainref_ray.report.image_files import read_image_files
 from trainref_ray.report.summary import usable_decisions
 from trainref_ray.results import CurationRun, load_run
 from trainref_ray.run import COMPARE_FILE, RunLock, Storage, open_run
@@ -332,12 +333,12 @@ class _Seed:
             size=config.report.gallery,
             seed=self._seed,
         )
-        return content.with_images(lambda rows: _images(run, config, tests, rows))
+        return content.with_images(lambda rows: _images(run, tests, rows))
 
 
-def _images(run: CurationRun, config: Config, tests: np.ndarray, rows: Sequence[int]) -> dict[int, bytes]:
+def _images(run: CurationRun, tests: np.ndarray, rows: Sequence[int]) -> dict[int, bytes]:
     """Test images' files by row."""
-    files = read_files(run, config, tests[list(rows)])
+    files = read_image_files(run, tests[list(rows)], test=True)
     return {row: files[int(tests[row])] for row in rows}
 
 

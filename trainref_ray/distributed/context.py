@@ -15,7 +15,7 @@ import ray
 
 from trainref_ray.config import Config, fingerprint
 from trainref_ray.data.images import stored_size
-from trainref_ray.data.samples import SampleFormat
+from trainref_ray.data.samples import SampleFormat, sample_format
 from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.session import Cluster
 from trainref_ray.models.backbones import weights_path
@@ -122,16 +122,7 @@ class Context:
 
     def format(self) -> SampleFormat:
         """How samples are read."""
-        config, names = self.config, self.inputs.class_names
-        return SampleFormat(
-            label_field=config.label_field,
-            truth_field=config.truth_field,
-            classes=len(names) if names else None,
-            class_names=tuple(names or ()),
-            max_pixels=config.read.max_pixels,
-            max_bytes=config.read.max_bytes,
-            image_size=config.image_size,
-        )
+        return sample_format(self.config, self.inputs.class_names, image_size=self.config.image_size)
 
     def samples(self, columns: list[str]) -> pa.Table:
         """Usable samples of the training shards, by uid."""

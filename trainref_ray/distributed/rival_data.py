@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from trainref_ray.config import Config
 from trainref_ray.data.images import stored_size
-from trainref_ray.data.samples import SampleFormat
+from trainref_ray.data.samples import sample_format
 from trainref_ray.data.votes import read_votes
 from trainref_ray.distributed.datasource import ReadPlan, ShardRead, pixels_of, read_blocks
 from trainref_ray.errors import ShardError
@@ -116,18 +116,6 @@ def shards_of(run: CurationRun, *, test: bool = False) -> list[ShardRead]:
     return found
 
 
-def sample_format(run: CurationRun, config: Config) -> SampleFormat:
-    """How the run's samples are read. Which labels are allowed was the inventory's to say."""
-    return SampleFormat(
-        label_field=config.label_field,
-        truth_field=config.truth_field,
-        class_names=tuple(run.class_names),
-        max_pixels=config.read.max_pixels,
-        max_bytes=config.read.max_bytes,
-        image_size=config.image_size,
-    )
-
-
 def pixel_blocks(
     run: CurationRun, config: Config, uids: np.ndarray, *, test: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -136,7 +124,11 @@ def pixel_blocks(
     Raises:
         ShardError: an image is not there any more.
     """
-    plan, side, found = ReadPlan(sample_format(run, config), pixels=True), stored_size(config.image_size), 0
+    plan, side, found = (
+        ReadPlan(sample_format(config, run.class_names, image_size=config.image_size), pixels=True),
+        stored_size(config.image_size),
+        0,
+    )
     for shard in shards_of(run, test=test):
         if not (uids >> SHARD_BITS == shard.shard_id).any():
             continue
@@ -156,21 +148,6 @@ def read_pixels(run: CurationRun, config: Config, uids: np.ndarray) -> np.ndarra
     for rows, block in pixel_blocks(run, config, uids[order]):
         pixels[order[rows]] = block
     return pixels
-
-
-def read_files(run: CurationRun, config: Config, uids: np.ndarray) -> dict[int, bytes]:
-    """Test images' files by uid."""
-    wanted = {
-        int(shard_id): frozenset((uids[uids >> SHARD_BITS == shard_id] & ((1 << SHARD_BITS) - 1)).tolist())
-        for shard_id in np.unique(uids >> SHARD_BITS)
-    }
-    plan = ReadPlan(sample_format(run, config), image_bytes=True, wanted=wanted)
-    files: dict[int, bytes] = {}
-    for shard in shards_of(run, test=True):
-        if shard.shard_id in wanted:
-            for block in read_blocks(shard, plan):
-                files.update(zip(block["uid"].to_pylist(), block["image"].to_pylist(), strict=True))
-    return files
 
 
 def read_truth(run: CurationRun, config: Config, split: Split, human_field: str | None) -> Truth:
