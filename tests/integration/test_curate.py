@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,10 @@ import pyarrow as pa
 import pytest
 from conftest import TINY
 
-from trainref_ray import curate, curate_arrays, make_config
+from trainref_ray import cli, curate, curate_arrays, make_config
+from trainref_ray.data.reference import read_reference_csv
+from trainref_ray.errors import ShardError
+from trainref_ray.report.image_files import read_image_files
 from trainref_ray.results import CurationRun
 from trainref_ray.schemas import DECISION, check, dense_soft_labels, to_matrix
 from trainref_ray.training.calibrate import softmax
@@ -120,3 +125,52 @@ def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
     assert np.abs(result.label_quality - others["label_quality"].to_numpy()).max() < 0.05
     assert (result.best_class == others["best_class"].to_numpy()).mean() > 0.99
     assert (result.decision == np.array(others["decision"].to_pylist())).mean() > 0.94
+
+
+def test_images_to_check_are_suggested(run: CurationRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command, of a copy of the run: doubtful images that are neither references nor foreign, the same again."""
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    assert cli.suggest_command([str(copy), "--count", "7"]) == 0
+    assert "7 of " in capsys.readouterr().out
+    content = (copy / "suggestions.csv").read_text()
+    rows = list(csv.DictReader(content.splitlines()))
+    known = read_reference_csv(str(copy / "references.csv"), None)
+    assert [(row["key"], row["label"]) for row in rows[:-7]] == [(key, run.class_names[label]) for key, label in known]
+    decisions = {row["key"]: row for row in run.decisions().to_pylist()}
+    for row in rows[-7:]:
+        decided = decisions[row["key"]]
+        assert row["label"] == ""
+        assert row["given"] == run.class_names[decided["label"]]
+        assert row["curated"].split()[0] == run.class_names[decided["best_class"]]
+        assert decided["decision"] in ("keep", "relabel", "soften")
+        assert row["key"] not in dict(known)
+    assert len({row["key"] for row in rows}) == len(rows)
+    assert (copy / "report" / "suggestions.html").read_text().count('class="picture') == 7
+    assert cli.suggest_command(["--run", str(copy), "--count", "7"]) == 0
+    assert (copy / "suggestions.csv").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["NONE"], "NONE holds no run"),
+        (["RUN", "--count", "0"], "--count is 0; allowed: 1 and more"),
+    ],
+)
+def test_what_cannot_be_suggested_is_told(
+    run: CurationRun, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.suggest_command([run.path if argument == "RUN" else argument for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_shard_that_changed_gives_no_images(run: CurationRun) -> None:
+    uids = run.samples()["uid"].to_numpy()[:3]
+    assert sorted(read_image_files(run, uids)) == uids.tolist()
+    samples = run.samples()
+    changed = samples.set_column(samples.column_names.index("sha256"), "sha256", pa.array(["0"] * samples.num_rows))
+    other = SimpleNamespace(tables=run.tables, settings=run.settings, class_names=run.class_names)
+    other.samples = lambda test: changed
+    with pytest.raises(ShardError, match="has changed since the run"):
+        read_image_files(other, uids)  # type: ignore[arg-type]

@@ -29,7 +29,8 @@ from trainref_ray.schemas import QUARANTINED, SHARD_BITS, to_matrix
 CANDIDATES, POINTS = 10_000, 4_000
 """Of larger sets so many images are drawn among which is chosen, and of these so many for which: their similarities
 are 160 MB."""
-SHOWN_CLASSES = 3
+SHOWN_CLASSES, LEAST_SHOWN = 3, 0.01
+"""Classes beside an image, and the least probability of one."""
 FILE, PAGE = "suggestions.csv", "report/suggestions.html"
 EXTRA_COLUMNS = ("given", "curated")
 """Columns for the person who fills the file in; what reads references skips them."""
@@ -100,14 +101,11 @@ def suggest_references(run: CurationRun, *, count: int, seed: int = 0) -> Sugges
         raise ResumeError(f"{run.path} is not finished: start the curation again with this --out first")
     settings = make_config(run.settings)
     doubtful, uids, weights = _draw(run, settings, seed)
-    embeddings = _embeddings(run, uids)
-    rows, nearest = suggest(
-        embeddings,
-        embeddings[:POINTS],
-        weights[:POINTS],
-        _embeddings(run, run.reference_uids),
-        count=count,
-    )
+    if len(uids):
+        references = _embeddings(run, run.reference_uids)
+        rows, nearest = suggest(_embeddings(run, uids), weights, references, points=POINTS, count=count)
+    else:
+        rows, nearest = np.zeros(0, np.int64), np.ones(1)
     described = _described(run, settings, uids[rows])
     images = read_image_files(run, uids[rows])
     return Suggestions(
@@ -181,7 +179,9 @@ def _described(run: CurationRun, settings: Config, uids: np.ndarray) -> dict[int
         table, distribution = _curated(run, settings, shard)
         rows = np.flatnonzero(np.isin(table["uid"].to_numpy(), uids))
         for row, values in zip(table.take(pa.array(rows)).to_pylist(), distribution[rows], strict=True):
-            order = np.argsort(-values, kind="stable")[:SHOWN_CLASSES]
+            order = [
+                index for index in np.argsort(-values, kind="stable")[:SHOWN_CLASSES] if values[index] >= LEAST_SHOWN
+            ]
             found[row["uid"]] = {
                 "key": row["key"],
                 "given": run.class_names[row["label"]],

@@ -27,12 +27,17 @@ def test_numbers_and_names_in_either_order_of_columns(tmp_path: Path) -> None:
     assert read(tmp_path, "key,label\na,7\n", None) == [("a", 7)]
 
 
+def test_further_columns_are_for_people(tmp_path: Path) -> None:
+    assert read(tmp_path, 'given,key,label,curated\ndog,a,cat,"dog 60 %, cat 30 %"\n') == [("a", 2)]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "line 1: the columns are \\[\\]; they must be key,label"),
-        ("key,label,extra\n", "'extra'"),
-        ("key\na\n", "must be key,label"),
+        ("", "line 1: the columns are \\[\\]; key and label must be among them"),
+        ("key,label,key\na,0,b\n", "'key', 'label', 'key'.*once"),
+        ("key\na\n", "key and label must be among them"),
+        ("key,label,given\na,0,\nb,,cat\nc, ,dog\n", "2 lines have no label, the first is line 3, key 'b'; fill"),
         ("key,label\n", "no references"),
         ("key,label\na,0\nb\n", "line 3: 1 values"),
         ("key,label\na,0\n,1\n", "line 3: the key is empty"),

@@ -1,0 +1,143 @@
+"""References that `trainref suggest-references` names against as many drawn at random.
+
+    OMP_NUM_THREADS=1 python benchmarks/suggestions.py RUN [RUN ...] --draws 5
+
+Each RUN is a finished curation of shards with a trusted field, of which the first round's embeddings are curated anew
+with few references. Writes benchmarks/results/suggestions.md. A checked image that is of no class is no reference, and
+counts against the budget. Figures are over the images that nobody checked. Truth is what the person who checks would
+say, and compares the two; no run reads it to choose anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from curation import curated
+
+from trainref_ray import load_run, make_config
+from trainref_ray.arrays import Curation
+from trainref_ray.config import Config
+from trainref_ray.data.reference import draw_references
+from trainref_ray.evaluate import metrics
+from trainref_ray.method.decide import entropy_bits
+from trainref_ray.method.influence import unit_rows
+from trainref_ray.method.suggest import suggest
+from trainref_ray.report.suggestions import POINTS
+from trainref_ray.report.summary import true_labels, usable_decisions
+from trainref_ray.schemas import to_matrix
+from trainref_ray.training.calibrate import softmax
+
+STARTS = {"1 of each class": 1.0, "1 of 8 classes in 10": 0.8, "1 of half of the classes": 0.5}
+BUDGETS = (5, 20)
+FIGURES = ("noise_auroc", "noise_f1", "relabel_accuracy")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Embeddings float32 [N, D], probabilities of their model [N, C], given and true labels int64 [N]."""
+
+    embeddings: np.ndarray
+    probabilities: np.ndarray | None
+    given: np.ndarray
+    truth: np.ndarray
+    config: Config
+    classes: int
+
+    def others(self, references: np.ndarray) -> np.ndarray:
+        """Rows that are no references."""
+        return np.setdiff1d(np.arange(len(self.truth)), references)
+
+    def curate(self, references: np.ndarray) -> Curation:
+        """The curation of the others."""
+        return curated(
+            self.embeddings, self.probabilities, self.given, self.truth, references, self.config, self.classes
+        )
+
+    def figures(self, checked: np.ndarray, judged: np.ndarray) -> list[float]:
+        """The values of `FIGURES` and how many classes have a reference, after these images were checked."""
+        references = checked[self.truth[checked] >= 0]
+        found, others = self.curate(references), self.others(references)
+        rows = np.isin(others, judged)
+        given, true, nobody = self.given[others][rows], self.truth[others][rows], np.zeros(rows.sum(), bool)
+        noise = metrics.noise_metrics(found.label_quality[rows], given, true, nobody, (found.decision != "keep")[rows])
+        relabelled = metrics.relabel_accuracy(found.best_class[rows], true, nobody)
+        values = [noise["noise_auroc"], noise["noise_f1"], relabelled]
+        return [*(float(value or 0.0) for value in values), float(len(np.unique(self.truth[references])))]
+
+
+def read(path: str, images: int) -> Data:
+    """Some images of a run at random, with the embeddings of its first round."""
+    run = load_run(path)
+    decisions = usable_decisions(run, 1)
+    config = make_config(run.settings, {"allow_missing_classes": True})
+    rows = np.sort(np.random.default_rng(config.seed).permutation(decisions.num_rows)[:images])
+    logits = run.model_logits(1)
+    return Data(
+        embeddings=unit_rows(to_matrix(run.table("embeddings", 1, ["embedding"])["embedding"])[rows]),
+        probabilities=None if logits is None else softmax(logits[rows]),
+        given=decisions["label"].to_numpy().astype(np.int64)[rows],
+        truth=true_labels(run, decisions["uid"].to_numpy())[rows],
+        config=config,
+        classes=len(run.class_names),
+    )
+
+
+def suggested(data: Data, start: np.ndarray, count: int) -> np.ndarray:
+    """Rows that are suggested after a curation with the references `start`."""
+    found, others = data.curate(start), data.others(start)
+    order = np.random.default_rng(data.config.seed).permutation(np.flatnonzero(found.decision != "ood"))
+    doubt = entropy_bits(found.soft_label[order])
+    order, doubt = order[doubt > 0], doubt[doubt > 0]
+    candidates = data.embeddings[others[order]]
+    rows, _ = suggest(candidates, doubt, data.embeddings[start], points=POINTS, count=count)
+    return others[order[rows]]
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--draws", type=int, default=5)
+    arguments = parser.parse_args()
+    found: dict[tuple[str, int, str], list[list[float]]] = {}
+    for path in arguments.runs:
+        data = read(path, arguments.images)
+        for name, share in STARTS.items():
+            rows = np.arange(len(data.truth))
+            first = draw_references(rows, data.truth, per_class=1, classes=data.classes, seed=data.config.seed)
+            start = first[: round(share * data.classes)]
+            for budget in BUDGETS:
+                drawn = [
+                    np.random.default_rng(draw).permutation(data.others(start))[:budget]
+                    for draw in range(arguments.draws)
+                ]
+                chosen = {"none": [start[:0]], "random": drawn, "suggested": [suggested(data, start, budget)]}
+                checked = np.concatenate([rows for several in chosen.values() for rows in several])
+                judged = np.setdiff1d(data.others(start), checked)
+                for how, several in chosen.items():
+                    for rows in several:
+                        figures = data.figures(np.concatenate([start, rows]), judged)
+                        found.setdefault((name, budget, how), []).append(figures)
+                    print(path, name, budget, how, np.mean(found[name, budget, how], axis=0), flush=True)
+    content = [
+        f"{arguments.images:,} images of each of {len(arguments.runs)} runs, their first round's embeddings; random: "
+        f"{arguments.draws} draws a run. Mean (standard deviation over runs and draws).",
+        "",
+        f"| references before | checked | chosen | {' | '.join(FIGURES)} | classes with a reference |",
+        "|---" * (len(FIGURES) + 4) + "|",
+    ]
+    for (name, budget, how), values in found.items():
+        cells = [f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(np.mean(values, 0), np.std(values, 0), strict=True)]
+        cells[-1] = f"{np.mean(values, 0)[-1]:.1f}"
+        content.append(f"| {name} | {budget} | {how} | {' | '.join(cells)} |")
+    text = "\n".join(content) + "\n"
+    print(text)
+    (Path(__file__).parent / "results" / "suggestions.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
