@@ -58,7 +58,9 @@ def curation_figures(
     nobody = np.zeros(len(others), bool)
     given, true = labels[others], truth[others]
     return {
-        **metrics.noise_metrics(result.label_quality, given, true, nobody, result.decision != "keep"),
+        **metrics.noise_metrics(
+            result.label_quality, given, true, nobody, result.label_quality < config.decide.keep_at
+        ),
         **metrics.ood_metrics(result.ood_raw, given, true, nobody, result.decision == "ood"),
         "relabel_accuracy": metrics.relabel_accuracy(result.best_class, true, nobody),
     }

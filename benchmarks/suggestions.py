@@ -62,7 +62,8 @@ class Data:
         found, others = self.curate(references), self.others(references)
         rows = np.isin(others, judged)
         given, true, nobody = self.given[others][rows], self.truth[others][rows], np.zeros(rows.sum(), bool)
-        noise = metrics.noise_metrics(found.label_quality[rows], given, true, nobody, (found.decision != "keep")[rows])
+        quality = found.label_quality[rows]
+        noise = metrics.noise_metrics(quality, given, true, nobody, quality < self.config.decide.keep_at)
         relabelled = metrics.relabel_accuracy(found.best_class[rows], true, nobody)
         values = [noise["noise_auroc"], noise["noise_f1"], relabelled]
         return [*(float(value or 0.0) for value in values), float(len(np.unique(self.truth[references])))]

@@ -42,7 +42,8 @@ CASES: dict[str, tuple[Case, str]] = {
         "none-",
     ),
     "no references": (lambda digits, folder: [], "--reference"),
-    "unknown column": (lambda digits, folder: _references(folder, "key,label,mood\na,1,good\n"), "mood"),
+    "missing column": (lambda digits, folder: _references(folder, "key,mood\na,good\n"), "mood"),
+    "label not filled in": (lambda digits, folder: _references(folder, "key,label,given\na,,one\n"), "fill them in"),
     "label outside": (lambda digits, folder: _references(folder, "key,label\na,10\n"), "10"),
     "class without a reference": (
         lambda digits, folder: _references(folder, "key,label\n" + "".join(f"k{n},{n}\n" for n in range(9))),

@@ -237,9 +237,10 @@ def _curated(run: CurationRun, split: Split, round_: int, *, model: bool) -> Riv
     """The run's own decisions, and with `model` the released model's predictions."""
     table = usable_decisions(run, round_).sort_by("uid")
     table = table.filter(np.isin(table["uid"].to_numpy(), split.samples))
+    quality = table["label_quality"].to_numpy()
     result = RivalResult(
-        label_quality=table["label_quality"].to_numpy(),
-        flagged=np.array(table["decision"].to_pylist()) != "keep",
+        label_quality=quality,
+        flagged=quality < make_config(run.settings).decide.keep_at,
         soft_label=dense_soft_labels(table["soft_label"], len(run.class_names)),
         best_class=table["best_class"].to_numpy().astype(np.int64),
         ood=table["ood_score"].to_numpy(),
@@ -268,6 +269,7 @@ def _cost(run: CurationRun) -> dict[str, Any]:
 def _curated_again(job: RivalJob, run: CurationRun, split: Split) -> RivalResult:
     """The first round once more with other settings. All references take part, as in the run's own curation."""
     uids, logits = np.concatenate([split.references, split.held_out]), logits_of(run, split.samples)
+    settings = make_config(job.config.model_dump(), methods.REWEIGHTED[job.method])
     found = curate_arrays(
         embeddings_of(run, split.samples),
         split.given,
@@ -275,13 +277,13 @@ def _curated_again(job: RivalJob, run: CurationRun, split: Split) -> RivalResult
         np.concatenate([split.trusted, split.held_out_labels]),
         classes=len(run.class_names),
         seed=job.config.seed,
-        settings=make_config(job.config.model_dump(), methods.REWEIGHTED[job.method]),
+        settings=settings,
         duplicates_of=digests_of(run, split.samples),
         model_probabilities=None if logits is None else softmax(logits),
     )
     return RivalResult(
         label_quality=found.label_quality,
-        flagged=found.decision != "keep",
+        flagged=found.label_quality < settings.decide.keep_at,
         soft_label=found.soft_label,
         best_class=found.best_class,
         ood=found.ood_raw,

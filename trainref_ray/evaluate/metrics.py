@@ -212,7 +212,8 @@ def noise_metrics(
         given: int [N].
         truth: int [N], −1 = of no class.
         is_reference: bool [N].
-        flagged_wrong: bool [N], what the decisions themselves say.
+        flagged_wrong: bool [N], what is held for wrong without looking at the truth: label quality below the least at
+            which a label is kept. That an image is out of distribution says nothing of its label.
     """
     counted = ~is_reference & (truth >= 0)
     wrong = (given != truth)[counted]

@@ -89,16 +89,15 @@ def usable_decisions(run: CurationRun, round_: int | None = None) -> pa.Table:
 
 def _arrays(run: CurationRun, round_: int) -> dict[str, np.ndarray]:
     table = usable_decisions(run, round_)
-    uids = table["uid"].to_numpy()
-    decision = np.array(table["decision"].to_pylist())
+    uids, quality = table["uid"].to_numpy(), table["label_quality"].to_numpy()
     return {
         "uid": uids,
         "given": table["label"].to_numpy().astype(np.int64),
         "best": table["best_class"].to_numpy().astype(np.int64),
-        "quality": table["label_quality"].to_numpy(),
+        "quality": quality,
         "ood_score": table["ood_score"].to_numpy(),
-        "flagged_wrong": decision != "keep",
-        "flagged_ood": decision == "ood",
+        "flagged_wrong": quality < make_config(run.settings).decide.keep_at,
+        "flagged_ood": np.array(table["decision"].to_pylist()) == "ood",
         "truth": true_labels(run, uids),
         "is_reference": np.isin(uids, run.reference_uids),
     }
@@ -230,13 +229,12 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
         model_probabilities=None if logits is None else softmax(logits[others]),
     )
     part = {name: values[others] for name, values in arrays.items()}
-    decision = result.decision
     part |= {
         "best": result.soft_label.argmax(1) if result.best_class is None else result.best_class,
         "quality": result.label_quality,
         "ood_score": result.ood_score,
-        "flagged_wrong": decision != "keep",
-        "flagged_ood": decision == "ood",
+        "flagged_wrong": result.label_quality < config.decide.keep_at,
+        "flagged_ood": result.decision == "ood",
     }
     return _label_metrics(part)
 
