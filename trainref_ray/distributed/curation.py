@@ -26,7 +26,11 @@ from trainref_ray.training.calibrate import softmax
 
 @dataclass(frozen=True)
 class RoundStages:
-    """Where the tables of a round are."""
+    """Where the tables of a round are.
+
+    `ood_embeddings` are the first round's in every round: fine-tuning draws each sample to its best class, those that
+    belong to none as well, and measured worse at telling them apart (docs/method.md).
+    """
 
     inventory: Stage
     embeddings: Stage
@@ -36,6 +40,7 @@ class RoundStages:
     supporters: Stage
     distributions: Stage
     transition: Stage
+    ood_embeddings: Stage
     ood: Stage
     decisions: Stage
 
@@ -80,11 +85,11 @@ def read_supporters(table: pa.Table) -> steps.Supporters:
     )
 
 
-def _shard(stages: RoundStages, shard_id: int) -> tuple[np.ndarray, np.ndarray, pa.Table]:
+def _shard(inventory: Stage, embeddings: Stage, shard_id: int) -> tuple[np.ndarray, np.ndarray, pa.Table]:
     """uids int64 [n], embeddings float32 [n, D] and the samples table of the usable samples, row by row the same."""
-    table = stages.embeddings.read_shard(shard_id, ["uid", "embedding"])
+    table = embeddings.read_shard(shard_id, ["uid", "embedding"])
     uids = table["uid"].to_numpy()
-    samples = stages.inventory.read_shard(shard_id)
+    samples = inventory.read_shard(shard_id)
     usable = samples.filter(pa.array(np.isin(samples["uid"].to_numpy(), uids)))
     return uids, influence.unit_rows(to_matrix(table["embedding"])), usable
 
@@ -133,7 +138,7 @@ def model_probabilities(logits: np.ndarray | None, probe: np.ndarray, source: st
 
 def evidence_table(shard_id: int, stages: RoundStages, classes: int) -> pa.Table:
     """Evidence of each sample's own label (METHOD 1)."""
-    uids, embeddings, samples = _shard(stages, shard_id)
+    uids, embeddings, samples = _shard(stages.inventory, stages.embeddings, shard_id)
     labels, _ = _trusted_labels(stages, uids, samples["label"].to_numpy())
     evidence, _ = evidence_of(stages, embeddings, classes)
     return pa.table(
@@ -148,7 +153,7 @@ def evidence_table(shard_id: int, stages: RoundStages, classes: int) -> pa.Table
 
 def supporters_table(shard_id: int, stages: RoundStages, config: Config, pool: SupporterPool) -> pa.Table:
     """Supporters of each sample (METHOD 3)."""
-    uids, embeddings, samples = _shard(stages, shard_id)
+    uids, embeddings, samples = _shard(stages.inventory, stages.embeddings, shard_id)
     found = steps.find_supporters(
         pool.search,
         uids,
@@ -198,7 +203,7 @@ def decisions_table(
     shard_id: int, stages: RoundStages, config: Config, class_names: list[str], names: dict[str, Any]
 ) -> pa.Table:
     """Distribution, scores and decision of every sample of the shard, the quarantined included (METHOD 5)."""
-    uids, embeddings, samples = _shard(stages, shard_id)
+    uids, first_embeddings, samples = _shard(stages.inventory, stages.ood_embeddings, shard_id)
     given_labels = samples["label"].to_numpy().astype(np.int64)
     labels, is_reference = _trusted_labels(stages, uids, given_labels)
     distribution = steps.curated_distributions(
@@ -215,7 +220,7 @@ def decisions_table(
         given_labels,
         is_reference,
         labels,
-        steps.raw_ood(embeddings, supporters, ood_model.gaussian),
+        steps.raw_ood(first_embeddings, supporters, ood_model.gaussian),
         cut=ood_model.cut,
         keep_at=config.decide.keep_at,
         relabel_entropy=config.decide.relabel_entropy,

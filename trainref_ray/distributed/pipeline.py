@@ -49,7 +49,7 @@ class Pipeline:
         for round_ in range(1, self.context.config.rounds + 1):
             self.check()
             model = self.models[-1]
-            stages = round_stages(self.context, model, round_)
+            stages = round_stages(self.context, model, round_, first=self.rounds[0] if self.rounds else None)
             embedded = Output(stages.embeddings, self.context.shards, logits=False)
             apply_model(self.context, model, [embedded, *self._predictions(model)])
             curate_round(self.context, stages)

@@ -25,8 +25,15 @@ from trainref_ray.run import Stage
 from trainref_ray.schemas import check, to_matrix
 
 
-def round_stages(context: Context, model: Stage, round_: int) -> RoundStages:
-    """Where the tables of a round are; each stage's fingerprint covers those that it reads."""
+def round_stages(context: Context, model: Stage, round_: int, first: RoundStages | None = None) -> RoundStages:
+    """Where the tables of a round are; each stage's fingerprint covers those that it reads.
+
+    Args:
+        context: of the curation.
+        model: the stage whose model makes the round's embeddings.
+        round_: from 1.
+        first: the first round's; None in the first round itself.
+    """
     embedded = context.stage("embeddings", round_, model.fingerprint, context.inventory.fingerprint)
     probe = context.stage(
         "probe",
@@ -42,7 +49,8 @@ def round_stages(context: Context, model: Stage, round_: int) -> RoundStages:
     supporters = context.stage("supporters", round_, references.fingerprint)
     distributions = context.stage("distributions", round_, supporters.fingerprint)
     transition = context.stage("transition", round_, distributions.fingerprint)
-    cut = context.stage("ood", round_, supporters.fingerprint)
+    ood_embeddings = embedded if first is None else first.embeddings
+    cut = context.stage("ood", round_, supporters.fingerprint, ood_embeddings.fingerprint)
     decisions = context.stage("decisions", round_, transition.fingerprint, cut.fingerprint)
     return RoundStages(
         context.labelled,
@@ -53,6 +61,7 @@ def round_stages(context: Context, model: Stage, round_: int) -> RoundStages:
         supporters,
         distributions,
         transition,
+        ood_embeddings,
         cut,
         decisions,
     )
@@ -166,7 +175,7 @@ def _augment(context: Context, stages: RoundStages) -> None:
                 "sha256": gather_rows(context.inventory, uids[rows], ["sha256"])["sha256"],
             }
         )
-        vectors = _vectors(stages, uids[rows])
+        vectors = _vectors(stages.embeddings, uids[rows])
         context.storage.write_table(stage.path("members.parquet"), check(members, schemas.REFERENCES, stage.folder))
         context.storage.write_bytes(stage.path("vectors.safetensors"), save_safetensors({"vectors": vectors}))
         stage.finish(
@@ -180,9 +189,9 @@ def _augment(context: Context, stages: RoundStages) -> None:
         progress.advance(len(rows), shards=1)
 
 
-def _vectors(stages: RoundStages, uids: np.ndarray) -> np.ndarray:
+def _vectors(embeddings: Stage, uids: np.ndarray) -> np.ndarray:
     """Embeddings float32 [n, D] by uid, unit norm."""
-    return influence.unit_rows(to_matrix(gather_rows(stages.embeddings, uids, ["embedding"])["embedding"]))
+    return influence.unit_rows(to_matrix(gather_rows(embeddings, uids, ["embedding"])["embedding"]))
 
 
 def _find_supporters(context: Context, stages: RoundStages) -> None:
@@ -254,9 +263,9 @@ def _cut_ood(context: Context, stages: RoundStages) -> None:
         calibration = uids[np.sort(drawn)]
         columns = ["supporter_uid", "supporter_similarity", "supporter_label"]
         fitted = steps.fit_ood(
-            _vectors(stages, uids[fitted_on]),
+            _vectors(stages.ood_embeddings, uids[fitted_on]),
             labels[fitted_on],
-            _vectors(stages, calibration),
+            _vectors(stages.ood_embeddings, calibration),
             curation.read_supporters(gather_rows(stages.supporters, calibration, columns)),
             score=settings.score,
             classes=context.classes,
