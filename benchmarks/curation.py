@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 
-from trainref_ray import curate_arrays
+from trainref_ray import curate_arrays, load_run, make_config
 from trainref_ray.arrays import Curation
 from trainref_ray.config import Config
 from trainref_ray.evaluate import metrics
+from trainref_ray.method.influence import unit_rows
+from trainref_ray.report.summary import true_labels, usable_decisions
+from trainref_ray.schemas import to_matrix
+from trainref_ray.training.calibrate import softmax
+
+
+@dataclass(frozen=True)
+class FirstRound:
+    """Embeddings float32 [N, D], probabilities of their model [N, C], given and true labels int64 [N]."""
+
+    embeddings: np.ndarray
+    probabilities: np.ndarray | None
+    given: np.ndarray
+    truth: np.ndarray
+    config: Config
+    classes: int
+
+    @classmethod
+    def read(cls, path: str, images: int) -> Self:
+        """Some images of a finished run at random, with the embeddings of its first round."""
+        run = load_run(path)
+        decisions = usable_decisions(run, 1)
+        config = make_config(run.settings, {"allow_missing_classes": True})
+        rows = np.sort(np.random.default_rng(config.seed).permutation(decisions.num_rows)[:images])
+        logits = run.model_logits(1)
+        return cls(
+            embeddings=unit_rows(to_matrix(run.table("embeddings", 1, ["embedding"])["embedding"])[rows]),
+            probabilities=None if logits is None else softmax(logits[rows]),
+            given=decisions["label"].to_numpy().astype(np.int64)[rows],
+            truth=true_labels(run, decisions["uid"].to_numpy())[rows],
+            config=config,
+            classes=len(run.class_names),
+        )
 
 
 def curated(

@@ -11,40 +11,25 @@ say, and compares the two; no run reads it to choose anything.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from curation import curated
+from curation import FirstRound, curated
 
-from trainref_ray import load_run, make_config
 from trainref_ray.arrays import Curation
-from trainref_ray.config import Config
 from trainref_ray.data.reference import draw_references
 from trainref_ray.evaluate import metrics
 from trainref_ray.method.decide import entropy_bits
-from trainref_ray.method.influence import unit_rows
 from trainref_ray.method.suggest import suggest
 from trainref_ray.report.suggestions import POINTS
-from trainref_ray.report.summary import true_labels, usable_decisions
-from trainref_ray.schemas import to_matrix
-from trainref_ray.training.calibrate import softmax
 
 STARTS = {"1 of each class": 1.0, "1 of 8 classes in 10": 0.8, "1 of half of the classes": 0.5}
 BUDGETS = (5, 20)
 FIGURES = ("noise_auroc", "noise_f1", "relabel_accuracy")
 
 
-@dataclass(frozen=True)
-class Data:
-    """Embeddings float32 [N, D], probabilities of their model [N, C], given and true labels int64 [N]."""
-
-    embeddings: np.ndarray
-    probabilities: np.ndarray | None
-    given: np.ndarray
-    truth: np.ndarray
-    config: Config
-    classes: int
+class Data(FirstRound):
+    """Some images of a run, curated anew with few references."""
 
     def others(self, references: np.ndarray) -> np.ndarray:
         """Rows that are no references."""
@@ -69,23 +54,6 @@ class Data:
         return [*(float(value or 0.0) for value in values), float(len(np.unique(self.truth[references])))]
 
 
-def read(path: str, images: int) -> Data:
-    """Some images of a run at random, with the embeddings of its first round."""
-    run = load_run(path)
-    decisions = usable_decisions(run, 1)
-    config = make_config(run.settings, {"allow_missing_classes": True})
-    rows = np.sort(np.random.default_rng(config.seed).permutation(decisions.num_rows)[:images])
-    logits = run.model_logits(1)
-    return Data(
-        embeddings=unit_rows(to_matrix(run.table("embeddings", 1, ["embedding"])["embedding"])[rows]),
-        probabilities=None if logits is None else softmax(logits[rows]),
-        given=decisions["label"].to_numpy().astype(np.int64)[rows],
-        truth=true_labels(run, decisions["uid"].to_numpy())[rows],
-        config=config,
-        classes=len(run.class_names),
-    )
-
-
 def suggested(data: Data, start: np.ndarray, count: int) -> np.ndarray:
     """Rows that are suggested after a curation with the references `start`."""
     found, others = data.curate(start), data.others(start)
@@ -106,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[tuple[str, int, str], list[list[float]]] = {}
     for path in arguments.runs:
-        data = read(path, arguments.images)
+        data = Data.read(path, arguments.images)
         for name, share in STARTS.items():
             rows = np.arange(len(data.truth))
             first = draw_references(rows, data.truth, per_class=1, classes=data.classes, seed=data.config.seed)

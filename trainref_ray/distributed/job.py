@@ -23,6 +23,7 @@ from trainref_ray.data.reference import check_classes, match_keys, read_referenc
 from trainref_ray.data.shards import ShardFile, check_end, resolve_shards, sample_keys, shard_name
 from trainref_ray.data.sources.cifar import confusion_by_names
 from trainref_ray.distributed.context import Context, Inputs
+from trainref_ray.distributed.curation import RoundStages
 from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.limit import first_samples
 from trainref_ray.distributed.needs import Check
@@ -359,9 +360,8 @@ def environment() -> dict[str, Any]:
 def stage_list(pipeline: Pipeline) -> dict[str, Any]:
     """Where each stage's result is, for `load_run`."""
     context = pipeline.context
-    rounds = [
-        {name: getattr(stages, name).fingerprint for name in stages.__dataclass_fields__} for stages in pipeline.rounds
-    ]
+    names = [name for name in RoundStages.__dataclass_fields__ if name != "ood_embeddings"]  # another round's
+    rounds = [{name: getattr(stages, name).fingerprint for name in names} for stages in pipeline.rounds]
     return {
         "class_names": context.class_names,
         "inventory": context.inventory.fingerprint,
