@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from cifar import read_images
 from curation import curated, curation_figures
-from pretraining import CLASSES, embed, pretrained, read_images, trained
+from pretraining import CLASSES, embed, pretrained, trained
 
 from trainref_ray import make_config
 from trainref_ray.config import Config, load_preset
@@ -77,12 +78,10 @@ class Data:
 
 def read(folder: Path, human: Path, images: int, seed: int, per_class: int) -> Data:
     """The first images of train-0.npz with people's labels; the first of train-1.npz to judge by."""
-    pixels, truth = read_images(folder / "train-0.npz")
-    numbers = np.load(folder / "train-0.npz", allow_pickle=False)["index"][:images]
-    given = np.load(human, allow_pickle=False)["worse_label"][numbers].astype(np.int64)
-    judged = tuple(part[:JUDGED] for part in read_images(folder / "train-1.npz"))
-    references = draw_references(np.arange(images), truth[:images], per_class=per_class, classes=CLASSES, seed=seed)
-    return Data(pixels[:images], given, truth[:images], references, (judged[0], judged[1]))
+    known, judged = read_images(folder, "train-0").first(images), read_images(folder, "train-1").first(JUDGED)
+    given = np.load(human, allow_pickle=False)["worse_label"][known.index].astype(np.int64)
+    references = draw_references(np.arange(images), known.labels, per_class=per_class, classes=CLASSES, seed=seed)
+    return Data(known.pixels, given, known.labels, references, (judged.pixels, judged.labels))
 
 
 def finetuned(start: Classifier, data: Data, config: Config) -> Classifier:

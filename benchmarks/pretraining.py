@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cifar import read_images
 from curation import curation_figures
 
 from trainref_ray import make_config
@@ -33,15 +34,6 @@ from trainref_ray.training.loop import ArrayBatches, TrainPlan, add_projection, 
 
 CLASSES, SIDE, TEST_IMAGES = 10, 32, 2000
 FIGURES = ("noise_auroc", "relabel_accuracy", "probe_on_references", "seconds")
-
-
-def read_images(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 32, 32, 3] and labels int64 [N] of a file of differences along width, height and from green."""
-    content = np.load(path, allow_pickle=False)
-    channels = np.cumsum(np.cumsum(content["residual"], axis=3, dtype=np.uint8), axis=2, dtype=np.uint8)
-    channels[:, 0] += channels[:, 1]
-    channels[:, 2] += channels[:, 1]
-    return np.ascontiguousarray(channels.transpose(0, 2, 3, 1)), content["label"].astype(np.int64)
 
 
 def pretrained(
@@ -158,17 +150,17 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", default=["symflip:0.4", "symflip:0.8"])
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    images, truth = read_images(arguments.cifar10 / "train-0.npz")
-    images, truth = images[: arguments.images], truth[: arguments.images]
-    test_images, test_truth = read_images(arguments.cifar10 / "test.npz")
+    train_set = read_images(arguments.cifar10, "train").first(arguments.images)
+    test_set = read_images(arguments.cifar10, "test").first(TEST_IMAGES)
+    images, truth = train_set.pixels, train_set.labels
     values: dict[tuple[str, str], list[list[float]]] = {}
     for seed in range(arguments.seeds):
         trial = Trial(
             make_config(load_preset("cifar10"), {"seed": seed}),
             images,
             truth,
-            test_images[:TEST_IMAGES],
-            test_truth[:TEST_IMAGES],
+            test_set.pixels,
+            test_set.labels,
             draw_references(np.arange(len(truth)), truth, per_class=10, classes=CLASSES, seed=seed),
             {noise: inject(truth, CLASSES, noise, seed) for noise in arguments.noise},
         )

@@ -10,8 +10,9 @@ their true class that lies nearest to its mean embedding, atypical ones from the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from curation import FirstRound
@@ -21,7 +22,10 @@ from trainref_ray.evaluate import metrics
 from trainref_ray.method.influence import unit_rows
 
 FIGURES = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy")
-SOURCES = {"all three sources": {}, "vote and influence alone": {"vote": {"model_weight": 0.0}}}
+SOURCES: dict[str, dict[str, Any]] = {
+    "all three sources": {},
+    "vote and influence alone": {"vote": {"model_weight": 0.0}},
+}
 COUNTS = (1, 2, 5, 10)
 WRONG = (0.1, 0.2, 0.3)
 LONG_TAIL = 20.0
@@ -69,7 +73,7 @@ def _by_class(data: FirstRound, random: np.random.Generator, kind: str) -> list[
 
 
 def figures(
-    data: FirstRound, references: np.ndarray, labels: np.ndarray, judged: np.ndarray, overrides: dict[str, object]
+    data: FirstRound, references: np.ndarray, labels: np.ndarray, judged: np.ndarray, overrides: Mapping[str, Any]
 ) -> list[float]:
     """The values of `FIGURES` on the judged rows, and the share of wrong labels in the augmented reference set."""
     config = make_config(data.config.model_dump(mode="json"), overrides)

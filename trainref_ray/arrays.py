@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainref_ray.config import Config
 from trainref_ray.errors import ConfigError
 from trainref_ray.method import augment, decide, influence, ood
 from trainref_ray.method.steps import (
@@ -21,7 +21,12 @@ from trainref_ray.method.steps import (
     score_samples,
 )
 from trainref_ray.models.probe import Probe, fit_probe
-from trainref_ray.retrieval.index import SupporterIndex
+
+if TYPE_CHECKING:  # where torch is all there is, settings and search are handed in
+    from trainref_ray.config import Config
+
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""Of the k nearest members: `SupporterIndex.search` and its like."""
 
 SUM_TOLERANCE = 1e-2
 """How far from 1 a row of probabilities may sum: float16 ones of 1,000 classes are off by some thousandths."""
@@ -79,6 +84,7 @@ def curate_arrays(
     settings: Config | None = None,
     duplicates_of: np.ndarray | None = None,
     model_probabilities: np.ndarray | None = None,
+    build_search: Callable[[np.ndarray, np.ndarray], Search] | None = None,
 ) -> Curation:
     """Curate samples by their features and a few trusted references.
 
@@ -99,11 +105,13 @@ def curate_arrays(
             copies do not support each other.
         model_probabilities: float [N, C], each row sums to 1, what the model that the features are of says of each
             sample; by default the probe's, as with `vote.model_source` probe.
+        build_search: makes the search of the reference set of its vectors float32 [M, D] and ids int64 [M]; by default
+            FAISS's exact one, else `retrieval.exact.build_exact_search`.
 
     Raises:
         ConfigError: shapes or values do not fit; names the argument, the place and what is allowed.
     """
-    settings = Config() if settings is None else settings
+    settings = _default_settings() if settings is None else settings
     inputs = _check(
         features, labels, reference_features, reference_labels, classes, class_names, keys, duplicates_of, settings
     )
@@ -124,7 +132,7 @@ def curate_arrays(
     passes, joined = _augmented(evidence, inputs.labels, classes, settings)
     members = _members(inputs, joined)
     supporters = find_supporters(
-        SupporterIndex.build(members.embeddings, members.uids).search,
+        (build_search or _build_faiss_search)(members.embeddings, members.uids),
         uids,
         inputs.samples,
         None if inputs.digests is None else inputs.digests[:count],
@@ -192,6 +200,18 @@ def curate_arrays(
         ood_cut=ood_model.cut,
         classes_left_short=augment.classes_left_short(inputs.labels[joined], classes),
     )
+
+
+def _default_settings() -> Config:
+    from trainref_ray.config import Config
+
+    return Config()
+
+
+def _build_faiss_search(vectors: np.ndarray, ids: np.ndarray) -> Search:
+    from trainref_ray.retrieval.index import SupporterIndex
+
+    return SupporterIndex.build(vectors, ids).search
 
 
 @dataclass(frozen=True)
@@ -304,7 +324,7 @@ def _fit_probe(inputs: _Inputs, settings: Config, seed: int) -> Probe:
         np.concatenate([inputs.samples, inputs.references]),
         np.concatenate([inputs.labels, inputs.trusted]),
         classes=inputs.classes,
-        **settings.probe.model_dump(),
+        **vars(settings.probe),
         seed=seed,
     )
 

@@ -1,0 +1,349 @@
+"""Published settings of CIFAR from scratch on one GPU: label-free, then noisy training, then two rounds.
+
+    python benchmarks/published.py --data DIR --work FOLDER --out FOLDER --settings cifar100:sym:0.8 --minutes 9
+
+Needs torch alone, no Ray and no FAISS. DIR has the folders `cifar10` and `cifar100` with `train*.npz` and `test*.npz`
+(`cifar.read_images`). Start the same command again to go on: every finished training and curation in --work is kept,
+an unfinished training goes on from its last save. Writes published.json and published.md to --out after each setting.
+Human labels: `--settings cifar10:human:FILE.npz:NAME`, in the official order of the images.
+
+The true labels of the training images give the noise, the references and the figures; training and curation read those
+of the references alone. The test images are looked at once, by the last model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from cifar import Images, read_images
+
+from trainref_ray.arrays import Curation, curate_arrays
+from trainref_ray.data.noise import CLEAN_COLUMN, inject, parse_noise
+from trainref_ray.data.reference import draw_references
+from trainref_ray.data.sources.cifar import confusion_of
+from trainref_ray.errors import TrainRefError
+from trainref_ray.evaluate import metrics
+from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_model, predict, save_model
+from trainref_ray.models.precision import use_bf16
+from trainref_ray.retrieval.exact import build_exact_search
+from trainref_ray.training.calibrate import fit_temperature, softmax
+from trainref_ray.training.loop import (
+    ArrayBatches,
+    EpochReport,
+    TrainPlan,
+    TrainState,
+    add_projection,
+    load_state,
+    save_state,
+    steps_per_epoch,
+    train,
+)
+
+CLASSES = {"cifar10": 10, "cifar100": 100}
+SETTINGS = ("cifar100:sym:0.2", "cifar100:sym:0.5", "cifar100:sym:0.8", "cifar100:sym:0.9", "cifar100:asym:0.4")
+TO_BEAT = {
+    "cifar100:sym:0.2": ("81.6", "85.44"),
+    "cifar100:sym:0.5": ("79.5", "82.07"),
+    "cifar100:sym:0.8": ("71.7", "77.85"),
+    "cifar100:sym:0.9": ("64.3", "–"),
+    "cifar100:asym:0.4": ("77.9", "79.67"),
+}
+"""Test accuracy in percent: C2D (Zheltonozhskii et al. 2022), and TrainRef with a far larger pre-trained backbone."""
+SAVE_SECONDS = 60.0
+"""A training is saved so often; a ResNet-18 with its optimiser is 90 MB."""
+FIGURES = ("accuracy", "ece", "ece_ts", "nll_ts", "noise_auroc", "noise_f1", "relabel_accuracy", "references_wrong")
+
+
+class OutOfTime(Exception):
+    """The time given has run out; everything is saved."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One setting with one seed.
+
+    Attributes:
+        name: such as `cifar100:sym:0.8`.
+        data: training images.
+        given: int64 [N], noisy labels.
+        references: int64 [R], rows of `data` whose true labels are known.
+        held_out: int64 [H], those of them that no training sees.
+        classes: C.
+        recipe: content of published.json.
+        seed: of every draw.
+        device: where to train.
+    """
+
+    name: str
+    data: Images
+    given: np.ndarray
+    references: np.ndarray
+    held_out: np.ndarray
+    classes: int
+    recipe: dict[str, Any]
+    seed: int
+    device: str
+
+    @property
+    def others(self) -> np.ndarray:
+        """Rows that are no references."""
+        return np.setdiff1d(np.arange(len(self.given)), self.references)
+
+    def targets(self) -> np.ndarray:
+        """float32 [N, C]: the noisy labels, the references' true ones."""
+        labels = self.given.copy()
+        labels[self.references] = self.data.labels[self.references]
+        return np.eye(self.classes, dtype=np.float32)[labels]
+
+
+def make_task(name: str, data: Images, recipe: dict[str, Any], seed: int, device: str) -> Task:
+    """Noisy labels and references of a setting."""
+    dataset, _, spec = name.partition(":")
+    classes, noise = CLASSES[dataset], parse_noise(spec)
+    if noise.kind == "human":
+        # The file is in the official order; these images may be a part of it.
+        with np.load(noise.file, allow_pickle=False) as content:
+            official = content[CLEAN_COLUMN].astype(np.int64)
+        if (official[data.index] != data.labels).any():
+            raise TrainRefError(f"{noise.file}: its {CLEAN_COLUMN} differs from the labels of the images")
+        given = inject(official, classes, spec, seed)[data.index]
+    else:
+        given = inject(data.labels, classes, spec, seed, confusion=confusion_of(dataset))
+    counts = recipe["references"]
+    rows = np.arange(len(given))
+    draw = partial(draw_references, classes=classes, seed=seed)
+    references = draw(rows, data.labels, per_class=counts["per_class"])
+    held_out = references[draw(references, data.labels[references], per_class=counts["held_out"])]
+    return Task(name, data, given, references, held_out, classes, recipe, seed, device)
+
+
+def trained(
+    task: Task,
+    folder: Path,
+    model: Classifier,
+    settings: dict[str, Any],
+    rows: np.ndarray,
+    targets: np.ndarray,
+    deadline: float,
+) -> Classifier:
+    """The model after a training on some rows with targets float32 [n, C]; goes on from what is saved in `folder`.
+
+    Raises:
+        OutOfTime: the deadline has passed; the training is saved.
+    """
+    options = {key: value for key, value in settings.items() if key not in ("batch_size", "projection_width")}
+    batch, on_gpu = settings["batch_size"], task.device.startswith("cuda")
+    steps = steps_per_epoch(len(rows), batch)
+    plan = TrainPlan(
+        **options, steps_per_epoch=steps, seed=task.seed, device=task.device, bf16=use_bf16(None, task.device)
+    )
+    batches = ArrayBatches(task.data.pixels[rows], targets, batch_size=batch, steps_per_epoch=steps, seed=task.seed)
+    labelled = plan.objective == "supervised" and len(task.held_out) > 0
+    validation = (task.data.pixels[task.held_out], task.data.labels[task.held_out]) if labelled else None
+    saved = time.monotonic()
+
+    def on_epoch(report: EpochReport, state: TrainState) -> None:
+        nonlocal saved
+        rate = report.images / report.seconds
+        print(f"{folder.name}: epoch {state.epoch} of {plan.epochs}, {rate:,.0f} images/s", file=sys.stderr, flush=True)
+        late = time.monotonic() > deadline
+        if late or time.monotonic() > saved + SAVE_SECONDS:
+            save_state(state, folder)
+            saved = time.monotonic()
+        if late and state.epoch < plan.epochs:
+            raise OutOfTime
+
+    state = load_state(folder) if (folder / "state.json").exists() else None
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True
+    final = train(model, batches, plan, validation=validation, state=state, on_epoch=on_epoch).final()
+    model.load_state_dict(final)
+    return model
+
+
+def model_in(folder: Path, spec: ModelSpec, make: Callable[[], Classifier]) -> Classifier:
+    """The finished model of a folder; made and saved there if it is not."""
+    done = folder / "model"
+    if (done / "model.json").exists():  # written last
+        return load_model(done)[0]
+    model = make()
+    save_model(model, spec, done)
+    return model
+
+
+def label_free(task: Task, folder: Path, deadline: float) -> Classifier:
+    """The backbone after training on views of all images, no label read; one for all settings of the same images."""
+    settings, spec = task.recipe["contrastive"], ModelSpec(classes=0, **task.recipe["model"])
+
+    def make() -> Classifier:
+        torch.manual_seed(task.seed)
+        model = build(spec)
+        add_projection(model, settings["projection_width"])
+        rows = np.arange(len(task.given))
+        trained(task, folder, model, settings, rows, np.zeros((len(rows), 0), np.float32), deadline)
+        model.set_classes(0)
+        return model
+
+    return model_in(folder, spec, make)
+
+
+def pretrained(task: Task, folder: Path, backbone: Classifier, deadline: float) -> Classifier:
+    """The label-free model after training on the noisy labels."""
+
+    def make() -> Classifier:
+        torch.manual_seed(task.seed)
+        backbone.set_classes(task.classes)
+        rows = np.setdiff1d(np.arange(len(task.given)), task.held_out)
+        return trained(task, folder, backbone, task.recipe["pretrain"], rows, task.targets()[rows], deadline)
+
+    return model_in(folder, ModelSpec(classes=task.classes, **task.recipe["model"]), make)
+
+
+def curated(task: Task, folder: Path, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Rows to train on, their targets float32 [n, C], and the figures of one curation; kept in `folder`."""
+    path = folder / "curation.npz"
+    if not path.exists():
+        rows, targets, figures = _curate(task, model)
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / "curation.part.npz"
+        np.savez(aside, rows=rows, targets=targets.astype(np.float16), figures=json.dumps(figures))
+        aside.rename(path)
+    with np.load(path, allow_pickle=False) as content:
+        return content["rows"], content["targets"].astype(np.float32), json.loads(str(content["figures"]))
+
+
+def _curate(task: Task, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    vectors, logits = predict(model, task.data.pixels, device=task.device, bf16=use_bf16(None, task.device))
+    others, references = task.others, task.references
+    settings: Any = json.loads(json.dumps(task.recipe["curation"]), object_hook=lambda group: SimpleNamespace(**group))
+    found = curate_arrays(
+        vectors[others],
+        task.given[others],
+        vectors[references],
+        task.data.labels[references],
+        classes=task.classes,
+        seed=task.seed,
+        settings=settings,
+        model_probabilities=softmax(logits[others]),
+        build_search=partial(build_exact_search, device=task.device),
+    )
+    used = found.decision != "ood"
+    learned = np.setdiff1d(references, task.held_out)
+    targets = np.concatenate([found.soft_label[used], task.targets()[learned]])
+    return np.concatenate([others[used], learned]), targets, _curation_figures(task, found, settings.decide.keep_at)
+
+
+def _curation_figures(task: Task, found: Curation, keep_at: float) -> dict[str, float]:
+    """Figures that need the truth; nothing goes on from them."""
+    given, truth, nobody = task.given[task.others], task.data.labels[task.others], np.zeros(len(task.others), bool)
+    joined = found.in_reference_set
+    figures = {
+        **metrics.noise_metrics(found.label_quality, given, truth, nobody, found.label_quality < keep_at),
+        "relabel_accuracy": metrics.relabel_accuracy(found.best_class, truth, nobody),
+        "references_wrong": (given[joined] != truth[joined]).sum() / (joined.sum() + len(task.references)),
+    }
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def _folder(name: str, *of: Any) -> str:
+    """A name that differs where any of the rest does: a changed recipe starts anew."""
+    return f"{re.sub('[^A-Za-z0-9.]+', '-', name)}-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:8]}"
+
+
+def run_task(task: Task, test: Images, work: Path, deadline: float) -> dict[str, Any]:
+    """All stages of a setting, and its row of the table."""
+    recipe, count = task.recipe, len(task.given)
+    shared = work / _folder(task.name.partition(":")[0], count, task.seed, recipe["model"], recipe["contrastive"])
+    own = work / _folder(task.name, count, task.seed, recipe)
+    spec = ModelSpec(classes=task.classes, **task.recipe["model"])
+    model = pretrained(task, own / "pretrain", label_free(task, shared, deadline), deadline)
+    rounds = []
+    for round_ in range(1, task.recipe["rounds"] + 1):
+        folder = own / f"finetune-{round_}"
+        rows, targets, figures = curated(task, folder, model)
+        rounds.append(figures)
+        start, settings = model, task.recipe["finetune"]
+        model = model_in(folder, spec, partial(trained, task, folder, start, settings, rows, targets, deadline))
+    precision = use_bf16(None, task.device)
+    _, logits = predict(model, test.pixels, device=task.device, bf16=precision)
+    _, references = predict(model, task.data.pixels[task.held_out], device=task.device, bf16=precision)
+    temperature = fit_temperature(references, task.data.labels[task.held_out])
+    last = metrics.confidence_metrics(logits, test.labels, temperature)
+    return {"setting": task.name, "seed": task.seed, "rounds": rounds, "test": last, "temperature": temperature}
+
+
+def table(rows: list[dict[str, Any]], device: str, recipe: dict[str, Any]) -> str:
+    """Markdown, a line a setting and seed."""
+    counts = recipe["references"]
+    lines = [
+        f"{device}. {recipe['model']['backbone']} from scratch at {recipe['model']['image_size']} px, "
+        f"{recipe['contrastive']['epochs']} epochs without labels, {recipe['pretrain']['epochs']} on the noisy ones, "
+        f"{recipe['rounds']} rounds with {recipe['finetune']['epochs']} epochs of fine-tuning each; "
+        f"{counts['per_class']} references a class, {counts['held_out']} of them held out for epoch and temperature.",
+        "",
+        f"| setting | seed | {' | '.join(FIGURES)} | C2D, accuracy % | TrainRef paper |",
+        "|---" * (len(FIGURES) + 4) + "|",
+    ]
+    for row in rows:
+        values = row["rounds"][-1] | row["test"]
+        cells = [f"{values[name]:.3f}" if name in values else "–" for name in FIGURES]
+        lines.append(
+            f"| {' | '.join([row['setting'], str(row['seed']), *cells, *TO_BEAT.get(row['setting'], '––')])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the settings in order until the time is up; 75 (try again) if it was, 2 for wrong input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--limit", type=int, help="first so many training images")
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("published.json"))
+    arguments = parser.parse_args(argv)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    recipe = json.loads(arguments.recipe.read_text())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows: list[dict[str, Any]] = []
+    try:
+        for name in arguments.settings:
+            dataset = name.partition(":")[0]
+            if dataset not in CLASSES:
+                raise TrainRefError(f"setting {name!r}: allowed are {' and '.join(CLASSES)}, a colon and a noise")
+            folder = arguments.data / dataset
+            task = make_task(name, read_images(folder, "train").first(arguments.limit), recipe, arguments.seed, device)
+            rows.append(run_task(task, read_images(folder, "test"), arguments.work, deadline))
+            hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            content = {"device": hardware, "recipe": recipe, "rows": rows}
+            (arguments.out / "published.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            (arguments.out / "published.md").write_text(table(rows, hardware, recipe), encoding="utf-8")
+    except OutOfTime:
+        print("the time is up; start the same command again to go on", file=sys.stderr)
+        return 75
+    except (TrainRefError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print((arguments.out / "published.md").read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
