@@ -105,7 +105,7 @@ def test_each_method_has_the_figures_that_it_can_have(out: Path, methods: tuple[
     def measured(method: str) -> set[str]:
         return {name for name, value in rows[method, 0]["metrics"].items() if value is not None}
 
-    labels = {"noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "soft_nll", "soft_kl"}
+    labels = {"noise_auroc", "noise_ap", "noise_f1", "quality_ece", "relabel_accuracy", "soft_nll", "soft_kl"}
     foreign = {"ood_auroc", "ood_ap", "ood_fpr95"}
     tests = set(METRICS) - labels - foreign
     assert measured("trainref") == set(METRICS)

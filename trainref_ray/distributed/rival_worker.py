@@ -39,7 +39,7 @@ from trainref_ray.distributed.states import latest_state, write_state
 from trainref_ray.errors import ConfigError
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_model, predict
 from trainref_ray.models.precision import use_bf16
-from trainref_ray.report.scores import Truth, score
+from trainref_ray.report.scores import METRICS, Truth, score
 from trainref_ray.report.summary import held_out_logits, usable_decisions
 from trainref_ray.results import CurationRun, load_run
 from trainref_ray.run import Stage
@@ -138,7 +138,7 @@ def score_method(job: RivalJob, resamples: int) -> None:
 
 def scores_key(job: RivalJob, resamples: int) -> list[Any]:
     """What the figures depend on besides the result."""
-    return [job.pieces[TRUTH].fingerprint, resamples, job.config.seed]
+    return [job.pieces[TRUTH].fingerprint, resamples, job.config.seed, list(METRICS)]
 
 
 def load_result(stage: Stage) -> RivalResult:

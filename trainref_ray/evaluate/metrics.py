@@ -115,8 +115,12 @@ def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = 
         bins: number of bins between 0 and 1.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
-    number = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    return _binned(confidence, probabilities.argmax(axis=1) == labels, number)
+    return _binned(confidence, probabilities.argmax(axis=1) == labels, _equal_width(confidence, bins))
+
+
+def _equal_width(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """The bin int64 [N] of each confidence, open below and closed above; 0 is in the first."""
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def _binned(confidence: np.ndarray, right: np.ndarray, number: np.ndarray) -> ReliabilityBins:
@@ -143,6 +147,18 @@ def ece_mass(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> f
     number = np.empty(len(labels), np.int64)
     number[np.argsort(confidence, kind="stable")] = np.arange(len(labels)) * bins // len(labels)
     return _gap(_binned(confidence, probabilities.argmax(axis=1) == labels, number))
+
+
+def quality_ece(label_quality: np.ndarray, right: np.ndarray, bins: int = 15) -> float | None:
+    """Expected calibration error of label quality as the probability that the given label is right; None without rows.
+
+    Args:
+        label_quality: float [N], 0 to 1.
+        right: bool [N], whether the label is right.
+        bins: of equal width, as of `ece`.
+    """
+    quality = label_quality.astype(np.float64)
+    return _gap(_binned(quality, right, _equal_width(quality, bins))) if len(quality) else None
 
 
 def soft_nll(distribution: np.ndarray, target: np.ndarray) -> float | None:
@@ -205,10 +221,12 @@ def noise_metrics(
     is_reference: np.ndarray,
     flagged_wrong: np.ndarray,
 ) -> dict[str, float]:
-    """Detection of wrong labels: `noise_auroc`, `noise_ap`, `noise_f1`; references and truth −1 are left out.
+    """Detection of wrong labels: `noise_auroc`, `noise_ap`, `noise_f1`, and `quality_ece`, how far the label quality is
+    from the share of labels that are right; references and truth −1 are left out.
 
     Args:
-        label_quality: float [N], higher = more likely right; positives are wrong labels, so it is ranked reversed.
+        label_quality: float [N], 0 to 1, higher = more likely right; positives are wrong labels, so it is ranked
+            reversed.
         given: int [N].
         truth: int [N], −1 = of no class.
         is_reference: bool [N].
@@ -222,6 +240,7 @@ def noise_metrics(
         noise_auroc=auroc(suspicion, wrong),
         noise_ap=average_precision(suspicion, wrong),
         noise_f1=f1(flagged_wrong[counted], wrong),
+        quality_ece=quality_ece(label_quality[counted], ~wrong),
     )
 
 

@@ -16,6 +16,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "noise_auroc",
         "noise_ap",
         "noise_f1",
+        "quality_ece",
         "relabel_accuracy",
         "soft_nll",
         "soft_kl",

@@ -14,6 +14,7 @@ METRIC_LABELS = {
     "noise_auroc": "Wrong labels, AUROC",
     "noise_ap": "Wrong labels, average precision",
     "noise_f1": "Wrong labels, F1",
+    "quality_ece": "Label quality, calibration error",
     "relabel_accuracy": "Curated labels right",
     "soft_nll": "Soft labels, log loss",
     "soft_kl": "Soft labels, KL divergence",

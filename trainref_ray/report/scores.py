@@ -20,6 +20,7 @@ METRICS: dict[str, str] = {
     "noise_auroc": "higher",
     "noise_ap": "higher",
     "noise_f1": "higher",
+    "quality_ece": "lower",
     "relabel_accuracy": "higher",
     "soft_nll": "lower",
     "soft_kl": "lower",
@@ -122,6 +123,7 @@ def _label_recipes(result: RivalResult, truth: Truth) -> dict[str, Recipe]:
         suspicion = -result.label_quality[counted]
         recipes["noise_auroc"] = (metrics.auroc, [suspicion, wrong])
         recipes["noise_ap"] = (metrics.average_precision, [suspicion, wrong])
+        recipes["quality_ece"] = (metrics.quality_ece, [result.label_quality[counted], ~wrong])
     if result.flagged is not None:
         recipes["noise_f1"] = (metrics.f1, [result.flagged[counted], wrong])
     best = leading_class(result)

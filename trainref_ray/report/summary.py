@@ -151,6 +151,7 @@ def _intervals(run: CurationRun, config: Config) -> dict[str, list[float]]:
         "noise_auroc": (metrics.auroc, [suspicion, wrong]),
         "noise_ap": (metrics.average_precision, [suspicion, wrong]),
         "noise_f1": (metrics.f1, [arrays["flagged_wrong"][of_some_class], wrong]),
+        "quality_ece": (metrics.quality_ece, [arrays["quality"][of_some_class], ~wrong]),
         "relabel_accuracy": (_mean, [(arrays["best"] == arrays["truth"])[of_some_class]]),
         "ood_auroc": (metrics.auroc, [arrays["ood_score"][counted], (arrays["truth"] == -1)[counted]]),
     }

@@ -85,7 +85,8 @@ def test_noise_metrics_leave_references_and_foreign_images_out():
     is_reference = np.array([False, False, False, True, False])
     flagged = np.array([True, True, False, False, False])
     found = metrics.noise_metrics(quality, given, truth, is_reference, flagged)
-    assert found == {"noise_auroc": 1.0, "noise_ap": 1.0, "noise_f1": pytest.approx(2 / 3)}
+    hand = {"noise_auroc": 1.0, "noise_ap": 1.0, "noise_f1": 2 / 3, "quality_ece": (0.1 + 0.1 + 0.4) / 3}
+    assert found == pytest.approx(hand)
     # what the truth of a reference or a foreign image is said to be changes nothing
     assert found == metrics.noise_metrics(quality, given, np.array([0, 1, 1, 0, -1]), is_reference, flagged)
     assert metrics.relabel_accuracy(np.array([0, 1, 0, 0, 0]), truth, is_reference) == pytest.approx(2 / 3)
@@ -93,7 +94,7 @@ def test_noise_metrics_leave_references_and_foreign_images_out():
 
 def test_noise_metrics_without_wrong_labels_leave_figures_out():
     found = metrics.noise_metrics(*[np.array(v) for v in ([0.5, 0.6], [0, 1], [0, 1], [False] * 2, [False] * 2)])
-    assert found == {}
+    assert found == {"quality_ece": pytest.approx(0.45)}
 
 
 def test_ood_metrics_by_hand():

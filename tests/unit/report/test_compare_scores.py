@@ -42,6 +42,7 @@ def test_figures_by_hand() -> None:
     assert found["noise_auroc"] == 0.5  # the wrong one's 0.6 lies between the right ones' 0.9 and 0.5
     assert found["noise_ap"] == 0.5  # found second: one of two
     assert found["noise_f1"] == pytest.approx(2 / 3)  # two flagged, one of them wrong
+    assert found["quality_ece"] == pytest.approx((0.1 + 0.6 + 0.5) / 3)
     assert found["relabel_accuracy"] == pytest.approx(2 / 3)
     assert found["ood_auroc"] == pytest.approx(2 / 3)  # 0.4 above 0.1 and 0.2, below 0.5; the unknown one left out
     assert found["accuracy"] == pytest.approx(2 / 3)  # the test image without a label left out
