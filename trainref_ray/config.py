@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trainref_ray.errors import ConfigError
 from trainref_ray.schemas import SCHEMA_VERSION
 
-METHOD_VERSION = 3
+METHOD_VERSION = 4
 """Part of every fingerprint: raised when a change of the code changes a stage's result for equal settings."""
 
 

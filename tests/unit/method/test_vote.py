@@ -83,6 +83,39 @@ def test_combine_is_the_weighted_mean():
         vote.combine(*parts, weights=(1, 1))
 
 
+def test_transition_by_hand():
+    mass = np.array([[1800.0, 200.0], [1200.0, 800.0]])
+    # labels are right at a rate of 0.65: wrong cells vary by 0.25², of which 0.35 * 0.65 / 2000 by chance
+    prior = 1 / (0.25**2 / (0.35 * 0.65) - 1 / 2000)
+    expected = [[1800 + 0.65 * prior, 200 + 0.35 * prior], [1200 + 0.35 * prior, 800 + 0.65 * prior]]
+    np.testing.assert_allclose(vote.transition(mass), np.array(expected) / (2000 + prior))
+    # the more samples, the nearer the table's own rows
+    np.testing.assert_allclose(vote.transition(1e6 * mass), mass / 2000, atol=1e-6)
+
+
+def test_transition_finds_the_noise_that_made_the_labels():
+    """Symmetric noise of few samples a cell is seen as such, confusions of two classes are kept."""
+    random = np.random.default_rng(0)
+    classes, count = 50, 200
+    truth = np.repeat(np.arange(classes), count)
+    for confused in (random.integers(0, classes, len(truth)), truth ^ 1):
+        labels = np.where(random.random(len(truth)) < 0.4, confused, truth)
+        mass = vote.class_label_mass(np.eye(classes, dtype=np.float32)[truth], labels)
+        exact = np.eye(classes) * 0.6
+        exact += 0.4 / classes if (confused != truth ^ 1).any() else 0.4 * np.eye(classes)[np.arange(classes) ^ 1]
+        plain = mass / mass.sum(axis=1, keepdims=True)
+        error, before = np.abs(vote.transition(mass) - exact).sum(), np.abs(plain - exact).sum()
+        assert error < (0.2 * before if (confused != truth ^ 1).any() else 1.1 * before)
+
+
+def test_transition_of_nothing_and_of_right_labels():
+    np.testing.assert_allclose(vote.transition(np.zeros((4, 4))), 0.25)
+    np.testing.assert_allclose(vote.transition(np.diag([3.0, 5.0, 0.0])), np.eye(3))
+    lonely = vote.transition(np.array([[4.0, 1, 0], [0, 0, 0], [1, 0, 4]]))
+    np.testing.assert_allclose(lonely.sum(axis=1), 1)
+    assert lonely[1, 1] == pytest.approx(0.8)  # a class that no sample bears gets what the others have
+
+
 def test_given_label_by_hand():
     combined = np.array([[0.8, 0.2], [0.6, 0.4], [0.2, 0.8], [0.4, 0.6]], np.float32)
     labels = np.array([0, 0, 1, 0])
@@ -92,9 +125,10 @@ def test_given_label_by_hand():
     np.testing.assert_allclose(sum(parts), mass)
     few = vote.class_label_mass(np.array([[0.5, 0.3, 0.2]], np.float32), np.array([2]))
     np.testing.assert_allclose(few, [[0, 0, 0.5], [0, 0, 0.3], [0, 0, 0.2]], rtol=1e-6)
-    # T = [[0.9, 0.1], [0.6, 0.4]]; last row: 0.4 * 0.9 against 0.6 * 0.6
-    np.testing.assert_allclose(vote.weigh_given_label(combined, labels, mass, 1.0)[3], [0.5, 0.5], rtol=1e-6)
+    # four samples tell no two classes apart: T = [[0.65, 0.35], [0.35, 0.65]]; last row: 0.4 * 0.65 against 0.6 * 0.35
+    found = vote.weigh_given_label(combined, labels, mass, 1.0)[3]
+    np.testing.assert_allclose(found, [0.26 / 0.47, 0.21 / 0.47], rtol=1e-5)
     np.testing.assert_allclose(vote.weigh_given_label(combined, labels, mass, 0.0), combined, rtol=1e-6)
-    second = np.array([0.4 * 0.9**0.5, 0.6 * 0.6**0.5])
+    second = np.array([0.4 * 0.65**0.5, 0.6 * 0.35**0.5])
     found = vote.weigh_given_label(combined, labels, mass, 0.5)[3]
     np.testing.assert_allclose(found, second / second.sum(), rtol=1e-6)
