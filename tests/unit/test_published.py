@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from trainref_ray import make_config
 from trainref_ray.training.loop import TrainPlan
@@ -65,11 +68,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """With one thread: sums of several are bitwise the same only for as many."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import published
 
-    return published
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield published
+    torch.set_num_threads(threads)
 
 
 def options(data: Path, recipe: Path, folder: Path, *more: str) -> list[str]:
@@ -92,7 +99,8 @@ def test_in_pieces_and_without_ray_it_gives_what_it_gives_at_once(
 ) -> None:
     at_once, pieces = tmp_path / "at_once", tmp_path / "pieces"
     command = [sys.executable, "-c", WITHOUT, str(BENCHMARKS / "published.py"), *options(data, recipe, at_once)]
-    done = subprocess.run(command, timeout=300, capture_output=True, text=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, timeout=300, capture_output=True, text=True, env=one_thread)
     assert done.returncode == 0, done.stderr
     codes = [published.main(options(data, recipe, pieces, "--minutes", "0")) for _ in range(4)]
     assert codes == [75] * 4  # after the first epoch of each training

@@ -180,8 +180,8 @@ def transition(mass: np.ndarray) -> np.ndarray:
     wrong = ~np.eye(len(mass), dtype=bool)
     right_rate = np.trace(mass) / rows.sum()
     spread = np.where(wrong, (mass * wrong).sum(axis=0), 0.0)
-    shared = (1 - right_rate) * _normalised(spread).astype(np.float64) * wrong + right_rate * ~wrong
-    shared /= shared.sum(axis=1, keepdims=True)
+    spread = np.where(spread.any(axis=1, keepdims=True), spread, wrong)
+    shared = (1 - right_rate) * spread / spread.sum(axis=1, keepdims=True) + right_rate * ~wrong
     own = mass / np.where(rows > 0, rows, 1.0)
     variance = shared * (1 - shared)
     weighted = (rows * variance)[wrong].sum()
