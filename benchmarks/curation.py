@@ -45,6 +45,36 @@ class FirstRound:
             classes=len(run.class_names),
         )
 
+    def others(self, references: np.ndarray) -> np.ndarray:
+        """Rows that are no references."""
+        return np.setdiff1d(np.arange(len(self.truth)), references)
+
+    def curate(
+        self, references: np.ndarray, *, labels: np.ndarray | None = None, config: Config | None = None
+    ) -> Curation:
+        """The curation of the others.
+
+        Args:
+            references: int [R], rows.
+            labels: int [R], those the references are trusted to have; by default their true ones.
+            config: other settings than the run's.
+        """
+        trusted = self.truth.copy()
+        trusted[references] = self.truth[references] if labels is None else labels
+        settings = self.config if config is None else config
+        return curated(self.embeddings, self.probabilities, self.given, trusted, references, settings, self.classes)
+
+    def figures(self, found: Curation, references: np.ndarray, judged: np.ndarray) -> dict[str, float | None]:
+        """noise_*, quality_ece and relabel_accuracy of a curation with these references on the judged rows."""
+        others = self.others(references)
+        rows = np.isin(others, judged)
+        given, truth, nobody = self.given[others][rows], self.truth[others][rows], np.zeros(rows.sum(), bool)
+        quality = found.label_quality[rows]
+        return {
+            **metrics.noise_metrics(quality, given, truth, nobody, quality < self.config.decide.keep_at),
+            "relabel_accuracy": metrics.relabel_accuracy(found.best_class[rows], truth, nobody),
+        }
+
 
 def curated(
     embeddings: np.ndarray,
@@ -55,7 +85,8 @@ def curated(
     config: Config,
     classes: int,
 ) -> Curation:
-    """One curation of the rows that are no references; arguments as of `curation_figures`."""
+    """One curation of the rows that are no references; arguments as of `curation_figures`, but `truth` is that of the
+    references alone, and whatever it says is trusted."""
     others = np.setdiff1d(np.arange(len(truth)), references)
     return curate_arrays(
         embeddings[others],

@@ -31,7 +31,7 @@ import torch
 from cifar import Images, read_images
 
 from trainref_ray.arrays import Curation, curate_arrays
-from trainref_ray.data.noise import CLEAN_COLUMN, inject, parse_noise
+from trainref_ray.data.noise import CLEAN_COLUMN, READERS, inject, parse_noise
 from trainref_ray.data.reference import draw_references
 from trainref_ray.data.sources.cifar import confusion_of
 from trainref_ray.errors import TrainRefError
@@ -64,7 +64,10 @@ TO_BEAT = {
 """Test accuracy in percent: C2D (Zheltonozhskii et al. 2022), and TrainRef with a far larger pre-trained backbone."""
 SAVE_SECONDS = 60.0
 """A training is saved so often; a ResNet-18 with its optimiser is 90 MB."""
-FIGURES = ("accuracy", "ece", "ece_ts", "nll_ts", "noise_auroc", "noise_f1", "relabel_accuracy", "references_wrong")
+FIGURES = (
+    *("accuracy", "ece", "ece_ts", "nll_ts"),
+    *("noise_auroc", "noise_f1", "quality_ece", "relabel_accuracy", "references_noise_rate"),
+)
 
 
 class OutOfTime(Exception):
@@ -115,10 +118,13 @@ def make_task(name: str, data: Images, recipe: dict[str, Any], seed: int, device
     classes, noise = CLASSES[dataset], parse_noise(spec)
     if noise.kind == "human":
         # The file is in the official order; these images may be a part of it.
-        with np.load(noise.file, allow_pickle=False) as content:
-            official = content[CLEAN_COLUMN].astype(np.int64)
-        if (official[data.index] != data.labels).any():
-            raise TrainRefError(f"{noise.file}: its {CLEAN_COLUMN} differs from the labels of the images")
+        file = Path(noise.file)
+        columns = READERS[file.suffix](file) if file.suffix in READERS and file.is_file() else {}
+        if CLEAN_COLUMN not in columns:
+            raise TrainRefError(f"human labels {file}: no file of {', '.join(READERS)} with a column {CLEAN_COLUMN}")
+        official = columns[CLEAN_COLUMN].astype(np.int64)
+        if len(official) <= data.index.max() or (official[data.index] != data.labels).any():
+            raise TrainRefError(f"human labels {file}: its {CLEAN_COLUMN} differs from the labels of the images")
         given = inject(official, classes, spec, seed)[data.index]
     else:
         given = inject(data.labels, classes, spec, seed, confusion=confusion_of(dataset))
@@ -174,13 +180,19 @@ def trained(
     return model
 
 
-def model_in(folder: Path, spec: ModelSpec, make: Callable[[], Classifier]) -> Classifier:
-    """The finished model of a folder; made and saved there if it is not."""
+def model_in(folder: Path, spec: ModelSpec, make: Callable[[], Classifier], deadline: float) -> Classifier:
+    """The finished model of a folder; made and saved there if it is not.
+
+    Raises:
+        OutOfTime: the deadline has passed; the model, or its training, is saved.
+    """
     done = folder / "model"
     if (done / "model.json").exists():  # written last
         return load_model(done)[0]
     model = make()
     save_model(model, spec, done)
+    if time.monotonic() > deadline:
+        raise OutOfTime
     return model
 
 
@@ -197,7 +209,7 @@ def label_free(task: Task, folder: Path, deadline: float) -> Classifier:
         model.set_classes(0)
         return model
 
-    return model_in(folder, spec, make)
+    return model_in(folder, spec, make, deadline)
 
 
 def pretrained(task: Task, folder: Path, backbone: Classifier, deadline: float) -> Classifier:
@@ -209,7 +221,7 @@ def pretrained(task: Task, folder: Path, backbone: Classifier, deadline: float) 
         rows = np.setdiff1d(np.arange(len(task.given)), task.held_out)
         return trained(task, folder, backbone, task.recipe["pretrain"], rows, task.targets()[rows], deadline)
 
-    return model_in(folder, ModelSpec(classes=task.classes, **task.recipe["model"]), make)
+    return model_in(folder, ModelSpec(classes=task.classes, **task.recipe["model"]), make, deadline)
 
 
 def curated(task: Task, folder: Path, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
@@ -249,11 +261,11 @@ def _curate(task: Task, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict
 def _curation_figures(task: Task, found: Curation, keep_at: float) -> dict[str, float]:
     """Figures that need the truth; nothing goes on from them."""
     given, truth, nobody = task.given[task.others], task.data.labels[task.others], np.zeros(len(task.others), bool)
-    joined = found.in_reference_set
+    wrong = (given != truth)[found.in_reference_set]
     figures = {
         **metrics.noise_metrics(found.label_quality, given, truth, nobody, found.label_quality < keep_at),
         "relabel_accuracy": metrics.relabel_accuracy(found.best_class, truth, nobody),
-        "references_wrong": (given[joined] != truth[joined]).sum() / (joined.sum() + len(task.references)),
+        "references_noise_rate": wrong.mean() if len(wrong) else None,
     }
     return {name: float(value) for name, value in figures.items() if value is not None}
 
@@ -276,13 +288,15 @@ def run_task(task: Task, test: Images, work: Path, deadline: float) -> dict[str,
         rows, targets, figures = curated(task, folder, model)
         rounds.append(figures)
         start, settings = model, task.recipe["finetune"]
-        model = model_in(folder, spec, partial(trained, task, folder, start, settings, rows, targets, deadline))
+        fine_tune = partial(trained, task, folder, start, settings, rows, targets, deadline)
+        model = model_in(folder, spec, fine_tune, deadline)
     precision = use_bf16(None, task.device)
     _, logits = predict(model, test.pixels, device=task.device, bf16=precision)
     _, references = predict(model, task.data.pixels[task.held_out], device=task.device, bf16=precision)
     temperature = fit_temperature(references, task.data.labels[task.held_out])
     last = metrics.confidence_metrics(logits, test.labels, temperature)
-    return {"setting": task.name, "seed": task.seed, "rounds": rounds, "test": last, "temperature": temperature}
+    setting = re.sub("[^:]*/", "", task.name)  # a file's name, not where it lies on this machine
+    return {"setting": setting, "seed": task.seed, "rounds": rounds, "test": last, "temperature": temperature}
 
 
 def table(rows: list[dict[str, Any]], device: str, recipe: dict[str, Any]) -> str:
@@ -300,9 +314,8 @@ def table(rows: list[dict[str, Any]], device: str, recipe: dict[str, Any]) -> st
     for row in rows:
         values = row["rounds"][-1] | row["test"]
         cells = [f"{values[name]:.3f}" if name in values else "–" for name in FIGURES]
-        lines.append(
-            f"| {' | '.join([row['setting'], str(row['seed']), *cells, *TO_BEAT.get(row['setting'], '––')])} |"
-        )
+        known = TO_BEAT.get(row["setting"], ("–", "–"))
+        lines.append(f"| {' | '.join([row['setting'], str(row['seed']), *cells, *known])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,15 +10,15 @@ their true class that lies nearest to its mean embedding, atypical ones from the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from curation import FirstRound
 
-from trainref_ray import curate_arrays, make_config
-from trainref_ray.evaluate import metrics
+from trainref_ray import make_config
+from trainref_ray.config import Config
 from trainref_ray.method.influence import unit_rows
 
 FIGURES = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy")
@@ -73,30 +73,14 @@ def _by_class(data: FirstRound, random: np.random.Generator, kind: str) -> list[
 
 
 def figures(
-    data: FirstRound, references: np.ndarray, labels: np.ndarray, judged: np.ndarray, overrides: Mapping[str, Any]
+    data: FirstRound, references: np.ndarray, labels: np.ndarray, judged: np.ndarray, config: Config
 ) -> list[float]:
     """The values of `FIGURES` on the judged rows, and the share of wrong labels in the augmented reference set."""
-    config = make_config(data.config.model_dump(mode="json"), overrides)
-    others = np.setdiff1d(np.arange(len(data.truth)), references)
-    found = curate_arrays(
-        data.embeddings[others],
-        data.given[others],
-        data.embeddings[references],
-        labels,
-        classes=data.classes,
-        seed=config.seed,
-        settings=config,
-        model_probabilities=None if data.probabilities is None else data.probabilities[others],
-    )
-    rows = np.isin(others, judged)
-    given, true, nobody = data.given[others][rows], data.truth[others][rows], np.zeros(rows.sum(), bool)
-    quality = found.label_quality[rows]
-    noise = metrics.noise_metrics(quality, given, true, nobody, quality < config.decide.keep_at)
-    relabelled = metrics.relabel_accuracy(found.best_class[rows], true, nobody)
-    joined = others[found.in_reference_set]
-    members = np.concatenate([labels != data.truth[references], data.given[joined] != data.truth[joined]])
-    values = [noise[name] for name in FIGURES[:-1]] + [relabelled, members.mean()]
-    return [float(value or 0.0) for value in values]
+    found = data.curate(references, labels=labels, config=config)
+    measured = data.figures(found, references, judged)
+    joined = data.others(references)[found.in_reference_set]
+    wrong = np.concatenate([labels != data.truth[references], data.given[joined] != data.truth[joined]])
+    return [*(float(measured[name] or 0.0) for name in FIGURES), float(wrong.mean())]
 
 
 def main() -> None:
@@ -115,10 +99,11 @@ def main() -> None:
         f"{arguments.draws} draws of references. Mean (standard deviation over draws).",
     ]
     for source, overrides in SOURCES.items():
+        config = make_config(data.config.model_dump(mode="json"), overrides)
         header = " | ".join((*FIGURES, "wrong in the augmented set"))
         content += ["", f"{source.capitalize()}:", "", f"| references | {header} |", "|---" * (len(FIGURES) + 2) + "|"]
         for row, (name, _, _) in enumerate(draws[0]):
-            values = [figures(data, *draw[row][1:], rest, overrides) for draw, rest in zip(draws, judged, strict=True)]
+            values = [figures(data, *draw[row][1:], rest, config) for draw, rest in zip(draws, judged, strict=True)]
             cells = [f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(np.mean(values, 0), np.std(values, 0), strict=True)]
             content.append(f"| {name} | {' | '.join(cells)} |")
             print(content[-1], flush=True)

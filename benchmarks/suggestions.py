@@ -14,11 +14,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from curation import FirstRound, curated
+from curation import FirstRound
 
-from trainref_ray.arrays import Curation
 from trainref_ray.data.reference import draw_references
-from trainref_ray.evaluate import metrics
 from trainref_ray.method.decide import entropy_bits
 from trainref_ray.method.suggest import suggest
 from trainref_ray.report.suggestions import POINTS
@@ -28,33 +26,14 @@ BUDGETS = (5, 20)
 FIGURES = ("noise_auroc", "noise_f1", "relabel_accuracy")
 
 
-class Data(FirstRound):
-    """Some images of a run, curated anew with few references."""
-
-    def others(self, references: np.ndarray) -> np.ndarray:
-        """Rows that are no references."""
-        return np.setdiff1d(np.arange(len(self.truth)), references)
-
-    def curate(self, references: np.ndarray) -> Curation:
-        """The curation of the others."""
-        return curated(
-            self.embeddings, self.probabilities, self.given, self.truth, references, self.config, self.classes
-        )
-
-    def figures(self, checked: np.ndarray, judged: np.ndarray) -> list[float]:
-        """The values of `FIGURES` and how many classes have a reference, after these images were checked."""
-        references = checked[self.truth[checked] >= 0]
-        found, others = self.curate(references), self.others(references)
-        rows = np.isin(others, judged)
-        given, true, nobody = self.given[others][rows], self.truth[others][rows], np.zeros(rows.sum(), bool)
-        quality = found.label_quality[rows]
-        noise = metrics.noise_metrics(quality, given, true, nobody, quality < self.config.decide.keep_at)
-        relabelled = metrics.relabel_accuracy(found.best_class[rows], true, nobody)
-        values = [noise["noise_auroc"], noise["noise_f1"], relabelled]
-        return [*(float(value or 0.0) for value in values), float(len(np.unique(self.truth[references])))]
+def figures(data: FirstRound, checked: np.ndarray, judged: np.ndarray) -> list[float]:
+    """The values of `FIGURES` and how many classes have a reference, after these images were checked."""
+    references = checked[data.truth[checked] >= 0]
+    measured = data.figures(data.curate(references), references, judged)
+    return [*(float(measured[name] or 0.0) for name in FIGURES), float(len(np.unique(data.truth[references])))]
 
 
-def suggested(data: Data, start: np.ndarray, count: int) -> np.ndarray:
+def suggested(data: FirstRound, start: np.ndarray, count: int) -> np.ndarray:
     """Rows that are suggested after a curation with the references `start`."""
     found, others = data.curate(start), data.others(start)
     order = np.random.default_rng(data.config.seed).permutation(np.flatnonzero(found.decision != "ood"))
@@ -74,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[tuple[str, int, str], list[list[float]]] = {}
     for path in arguments.runs:
-        data = Data.read(path, arguments.images)
+        data = FirstRound.read(path, arguments.images)
         for name, share in STARTS.items():
             rows = np.arange(len(data.truth))
             first = draw_references(rows, data.truth, per_class=1, classes=data.classes, seed=data.config.seed)
@@ -89,8 +68,8 @@ def main() -> None:
                 judged = np.setdiff1d(data.others(start), checked)
                 for how, several in chosen.items():
                     for rows in several:
-                        figures = data.figures(np.concatenate([start, rows]), judged)
-                        found.setdefault((name, budget, how), []).append(figures)
+                        measured = figures(data, np.concatenate([start, rows]), judged)
+                        found.setdefault((name, budget, how), []).append(measured)
                     print(path, name, budget, how, np.mean(found[name, budget, how], axis=0), flush=True)
     content = [
         f"{arguments.images:,} images of each of {len(arguments.runs)} runs, their first round's embeddings; random: "

@@ -12,6 +12,7 @@ from trainref_ray.errors import ConfigError
 from trainref_ray.method import augment, decide, influence, ood
 from trainref_ray.method.steps import (
     Members,
+    Search,
     combine_sources,
     curated_distributions,
     find_supporters,
@@ -24,9 +25,6 @@ from trainref_ray.models.probe import Probe, fit_probe
 
 if TYPE_CHECKING:  # where torch is all there is, settings and search are handed in
     from trainref_ray.config import Config
-
-Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-"""Of the k nearest members: `SupporterIndex.search` and its like."""
 
 SUM_TOLERANCE = 1e-2
 """How far from 1 a row of probabilities may sum: float16 ones of 1,000 classes are off by some thousandths."""

@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from conftest import TINY
+from safetensors.numpy import load
 
 from trainref_ray import cli, curate, curate_arrays, make_config
 from trainref_ray.data.reference import read_reference_csv
 from trainref_ray.errors import ShardError
+from trainref_ray.method.influence import unit_rows
+from trainref_ray.method.ood import Gaussian, mahalanobis, ood_score
 from trainref_ray.report.image_files import read_image_files
 from trainref_ray.results import CurationRun
 from trainref_ray.schemas import DECISION, check, dense_soft_labels, to_matrix
@@ -121,10 +125,43 @@ def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
         model_probabilities=softmax(run.model_logits(1)[~is_reference]),
     )
     others = decisions.filter(pa.array(~is_reference))
-    # the probe sees the samples in another order, and the cut is set on other ones: measured 0.015, 0.989 and 0.953
+    # the probe sees the samples in another order, and the cut is set on other ones: measured 0.015 and 0.953
     assert np.abs(result.label_quality - others["label_quality"].to_numpy()).max() < 0.03
-    assert (result.best_class == others["best_class"].to_numpy()).mean() > 0.98
+    written = result.soft_label.any(axis=1)
+    leading = np.sort(result.soft_label[written], axis=1)[:, ::-1]
+    clear = leading[:, 0] - leading[:, 1] > 0.06  # twice that bound: the two leading classes cannot change places
+    assert clear.sum() > 200
+    assert (result.best_class == others["best_class"].to_numpy())[written][clear].all()
     assert (result.decision == np.array(others["decision"].to_pylist())).mean() > 0.94
+
+
+def test_a_second_round_goes_on_from_the_first(run: CurationRun, local_ray: None, tmp_path: Path) -> None:
+    """The first round is not done again; the second is of the fine-tuned model, but for what is out of distribution."""
+    shutil.copytree(run.path, tmp_path / "other")
+    shards = {name: run.settings[name] for name in ("data", "test_data")}
+    other = start(tmp_path / "other", **shards, rounds=2)
+    for stage in other.summary["stages"]:
+        first = stage["round"] == 0 or (stage["round"] == 1 and stage["name"] != "left_out")
+        assert (stage["shards_reused"] == stage["shards"]) == first, stage["name"]
+    assert other.decisions(1).equals(run.decisions())
+    vectors = [unit_rows(to_matrix(other.table("embeddings", number)["embedding"])) for number in (1, 2)]
+    assert np.abs(vectors[0] - vectors[1]).max() > 0.01
+    fitted = load(other.tables.read_bytes(other.stage("ood").path("gaussian.safetensors")))
+    gaussian, cut = Gaussian(fitted["means"], fitted["precision"]), other.stage("ood").facts()["cut"]
+    first, second = (ood_score(mahalanobis(part, gaussian), cut) for part in vectors)
+    np.testing.assert_allclose(other.decisions()["ood_score"].to_numpy(), first, rtol=1e-4)
+    assert np.abs(second - first).max() > 0.01
+    members = {number: other.references(number) for number in (1, 2)}
+    members = {number: table.filter(pc.invert(table["given"])) for number, table in members.items()}
+    before, after = (set(members[number]["uid"].to_pylist()) for number in (1, 2))
+    truth = dict(zip(other.truth()["uid"].to_pylist(), other.truth()["true_label"].to_pylist(), strict=True))
+    labels = dict(zip(members[1]["uid"].to_pylist(), members[1]["label"].to_pylist(), strict=True))
+    right = {uid for uid in before if truth[uid] == labels[uid]}
+    figures = other.summary["rounds"][1]
+    assert figures["right_references_kept"] == pytest.approx(len(right & after) / len(right))
+    wrong = before - right
+    assert figures["wrong_references_kept"] == (pytest.approx(len(wrong & after) / len(wrong)) if wrong else None)
+    assert "right_references_kept" not in other.summary["rounds"][0]
 
 
 def test_images_to_check_are_suggested(run: CurationRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

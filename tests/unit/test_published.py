@@ -102,8 +102,8 @@ def test_in_pieces_and_without_ray_it_gives_what_it_gives_at_once(
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, timeout=300, capture_output=True, text=True, env=one_thread)
     assert done.returncode == 0, done.stderr
-    codes = [published.main(options(data, recipe, pieces, "--minutes", "0")) for _ in range(4)]
-    assert codes == [75] * 4  # after the first epoch of each training
+    codes = [published.main(options(data, recipe, pieces, "--minutes", "0")) for _ in range(8)]
+    assert codes == [75] * 8  # after each of the two epochs of the four trainings
     assert not (pieces / "published.json").exists()
     assert published.main(options(data, recipe, pieces)) == 0
     expected, found = (json.loads((folder / "published.json").read_text()) for folder in (at_once, pieces))

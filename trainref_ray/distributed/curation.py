@@ -52,7 +52,8 @@ def tensors(stage: Stage, name: str) -> dict[str, np.ndarray]:
 
 
 @lru_cache(maxsize=4)
-def _probe(stage: Stage) -> Probe:
+def probe_of(stage: Stage) -> Probe:
+    """The linear head of a round."""
     content = tensors(stage, "probe.safetensors")
     return Probe(content["weight"], content.get("bias"))
 
@@ -106,7 +107,7 @@ def _trusted_labels(stages: RoundStages, uids: np.ndarray, labels: np.ndarray) -
 def evidence_of(stages: RoundStages, embeddings: np.ndarray, classes: int) -> tuple[influence.Evidence, np.ndarray]:
     """Evidence of the given references, and the probe's probabilities float32 [K, n, C]."""
     given = tensors(stages.probe, "given.safetensors")
-    probe = _probe(stages.probe)
+    probe = probe_of(stages.probe)
     probabilities = probe.probabilities(embeddings)
     evidence = influence.class_evidence(
         embeddings,

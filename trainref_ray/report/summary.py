@@ -133,11 +133,28 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
             figures["model_accuracy"] = metrics.relabel_accuracy(
                 model_classes[known], arrays["truth"][known], arrays["is_reference"][known]
             )
-        added = members.filter(pa.array(~np.array(members["given"].to_pylist())))
-        truth = true_labels(run, added["uid"].to_numpy())
-        wrong = (truth != added["label"].to_numpy())[truth != UNKNOWN]
-        figures["references_noise_rate"] = float(wrong.mean()) if len(wrong) else None
+        uids, wrong = _joined(run, number)
+        figures["references_noise_rate"] = _share(wrong)
+        if number > 1:
+            before, was_wrong = _joined(run, number - 1)
+            stayed = np.isin(before, uids)
+            figures["wrong_references_kept"] = _share(stayed[was_wrong])
+            figures["right_references_kept"] = _share(stayed[~was_wrong])
     return figures
+
+
+def _joined(run: CurationRun, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """uids int64 [n] of the samples of known truth that joined a round's reference set, and whose label is wrong."""
+    members = run.references(number)
+    added = members.filter(pa.array(~np.array(members["given"].to_pylist())))
+    uids = added["uid"].to_numpy()
+    truth = true_labels(run, uids)
+    known = truth != UNKNOWN
+    return uids[known], (truth != added["label"].to_numpy())[known]
+
+
+def _share(flags: np.ndarray) -> float | None:
+    return float(flags.mean()) if len(flags) else None
 
 
 def _intervals(run: CurationRun, config: Config) -> dict[str, list[float]]:

@@ -1,0 +1,63 @@
+"""How far the temperature from the held-out references is from the best one, model by model of finished curations.
+
+    python benchmarks/temperature.py RUN [RUN ...] --out benchmarks/results/temperature.md
+
+Each RUN has test images. The best temperature on these is a yardstick here; no run reads it. "Scatter": standard
+deviation of log temperature over held-out references drawn again with replacement. "Too sure by": mean confidence less
+accuracy on the test images, after scaling with the fitted temperature.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from trainref_ray import load_run
+from trainref_ray.evaluate import metrics
+from trainref_ray.report.collect import test_logits
+from trainref_ray.report.summary import held_out_logits
+from trainref_ray.training.calibrate import fit_temperature, softmax
+
+RESAMPLES = 200
+
+
+def rows(path: str) -> list[str]:
+    """A line of the table for each model of a run that has a head."""
+    run, lines = load_run(path), []
+    for index, model in enumerate(run.stages["models"]):
+        held_out = held_out_logits(run, index)
+        if held_out is None:
+            continue
+        logits, labels = test_logits(run, model["round"])
+        fitted, best = fit_temperature(*held_out), fit_temperature(logits, labels)
+        random, count = np.random.default_rng(0), len(held_out[1])
+        draws = [random.integers(0, count, count) for _ in range(RESAMPLES)]
+        scatter = np.std([np.log(fit_temperature(held_out[0][draw], held_out[1][draw])) for draw in draws])
+        eces = [metrics.ece(softmax(logits, temperature), labels) for temperature in (1.0, fitted, best)]
+        scaled = softmax(logits, fitted)
+        too_sure = float(scaled.max(axis=1).mean() - (scaled.argmax(axis=1) == labels).mean())
+        cells = [f"{len(run.class_names)}", f"{model['round']}", f"{count}", f"{fitted:.3f}", f"{best:.3f}"]
+        cells += [f"{scatter:.3f}", *(f"{value or 0.0:.3f}" for value in eces), f"{too_sure:+.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    names = ["classes", "fine-tunings", "held out", "fitted", "best", "scatter", "ece", "ece, fitted", "ece, best"]
+    content = [f"| {' | '.join([*names, 'too sure by'])} |", "|---" * (len(names) + 1) + "|"]
+    for path in arguments.runs:
+        content += rows(path)
+    text = "\n".join(content) + "\n"
+    print(text)
+    arguments.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

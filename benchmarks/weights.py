@@ -1,0 +1,130 @@
+"""What the weights of the sources, the sharpening and the given label do to one round of a finished curation.
+
+    OMP_NUM_THREADS=1 python benchmarks/weights.py RUN --round 2 --out benchmarks/results/weights.md
+
+RUN is a finished curation of shards with a trusted field, its model trained on labels. The round's votes and model are
+taken as they are; the influence is that of the references which trainings saw, so that the held-out ones can be judged
+beside all other images. The table of given labels is taken as counted ("plain") and as `method.vote.transition` has it
+("steadied"). The last two columns are what a likelihood would choose by: on the held-out references, and on the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trainref_ray import load_run
+from trainref_ray.distributed import curation
+from trainref_ray.evaluate import metrics
+from trainref_ray.method import influence, vote
+from trainref_ray.report.summary import true_labels, usable_decisions
+from trainref_ray.schemas import to_matrix
+from trainref_ray.training.calibrate import softmax
+
+WEIGHTS = ((0, 0, 1), (1, 1, 1), (1, 1, 4))
+TEMPERATURES = (0.7, 1.0)
+GIVEN_WEIGHTS = (0.0, 0.5, 1.0, 1.5)
+KEEP_AT = 0.5
+FIGURES = ("noise_auroc", "noise_ap", "noise_f1", "quality_ece", "relabel_accuracy", "nll_held_out", "nll_others")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a round says of N samples: three distributions float32 [N, C], given and true labels int64 [N], and which
+    rows are references, and held out, bool [N]."""
+
+    parts: tuple[np.ndarray, np.ndarray, np.ndarray]
+    given: np.ndarray
+    truth: np.ndarray
+    is_reference: np.ndarray
+    held_out: np.ndarray
+
+
+def read(path: str, round_: int) -> Sources:
+    """The sources of one round."""
+    run = load_run(path)
+    classes, table, logits = len(run.class_names), run.table("embeddings", round_), run.model_logits(round_)
+    assert logits is not None, f"{path}: the model of round {round_} has no head"
+    uids, vectors = table["uid"].to_numpy(), influence.unit_rows(to_matrix(table["embedding"]))
+    truth = true_labels(run, uids)
+    is_reference = np.isin(uids, run.reference_uids)
+    held_out = np.isin(uids, run.stages["held_out"])
+    seen = is_reference & ~held_out
+    probe = curation.probe_of(run.stage("probe", round_))
+    probabilities = probe.probabilities(vectors)
+    evidence = influence.class_evidence(
+        vectors,
+        probabilities,
+        vectors[seen],
+        probabilities[:, seen],
+        truth[seen],
+        classes=classes,
+        bias=probe.bias is not None,
+    )
+    supporters = curation.read_supporters(run.supporters(round_))
+    members = np.bincount(run.references(round_)["label"].to_numpy(), minlength=classes)
+    votes = vote.vote(supporters.labels, supporters.similarity, classes=classes, member_counts=members, balance=1.0)
+    given = usable_decisions(run, round_)["label"].to_numpy().astype(np.int64)
+    parts = (votes, influence.soft_labels(evidence.normalised)[0], softmax(logits))
+    return Sources(parts, given, truth, is_reference, held_out)
+
+
+def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Cells that name a setting, and its curated distributions float32 [N, C]."""
+    for weights in WEIGHTS:
+        combined = vote.combine(*sources.parts, weights=weights)
+        for temperature in TEMPERATURES:
+            sharpened = vote.sharpen(combined, temperature)
+            mass = vote.class_label_mass(sharpened, sources.given)
+            plain = mass / np.maximum(mass.sum(axis=1, keepdims=True), 1e-9)
+            tables = {"plain": plain, "steadied": vote.transition(mass)}
+            for weight in GIVEN_WEIGHTS:
+                for name, table in tables.items() if weight else [("", plain)]:
+                    likelihood = table.T[sources.given] ** weight
+                    curated = sharpened * likelihood
+                    cells = [", ".join(map(str, weights)), f"{temperature}", f"{weight}", name]
+                    yield cells, curated / curated.sum(axis=1, keepdims=True)
+
+
+def figures(sources: Sources, curated: np.ndarray) -> dict[str, float | None]:
+    """The values of `FIGURES`."""
+    quality = curated[np.arange(len(curated)), sources.given]
+    others = ~sources.is_reference & (sources.truth >= 0)
+    given, truth, is_reference = sources.given, sources.truth, sources.is_reference
+    return {
+        **metrics.noise_metrics(quality, given, truth, is_reference, quality < KEEP_AT),
+        "relabel_accuracy": metrics.relabel_accuracy(curated.argmax(axis=1), truth, is_reference),
+        "nll_held_out": metrics.nll(curated[sources.held_out], truth[sources.held_out]),
+        "nll_others": metrics.nll(curated[others], truth[others]),
+    }
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--round", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    sources = read(arguments.run, arguments.round)
+    right = (sources.given == sources.truth)[sources.is_reference].mean()
+    content = [
+        f"Round {arguments.round} of a run, {len(sources.given):,} samples, {sources.is_reference.sum():,} references; "
+        f"{sources.held_out.sum():,} of these held out, {right:.0%} of these given their true label.",
+        "",
+        f"| vote, influence, model | temperature | given_weight | table | {' | '.join(FIGURES)} |",
+        "|---" * (len(FIGURES) + 4) + "|",
+    ]
+    for cells, curated in settings(sources):
+        values = figures(sources, curated)
+        content.append(f"| {' | '.join([*cells, *(f'{values[name] or 0.0:.3f}' for name in FIGURES)])} |")
+        print(content[-1], flush=True)
+    arguments.out.write_text("\n".join(content) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
