@@ -40,6 +40,8 @@ def rows(path: str) -> list[str]:
         too_sure = float(scaled.max(axis=1).mean() - (scaled.argmax(axis=1) == labels).mean())
         cells = [f"{len(run.class_names)}", f"{model['round']}", f"{count}", f"{fitted:.3f}", f"{best:.3f}"]
         cells += [f"{scatter:.3f}", *(f"{value or 0.0:.3f}" for value in eces), f"{too_sure:+.3f}"]
+        right = [(found.argmax(axis=1) == of).mean() for found, of in (held_out, (logits, labels))]
+        cells += [f"{share:.3f}" for share in right]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -51,7 +53,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     names = ["classes", "fine-tunings", "held out", "fitted", "best", "scatter", "ece", "ece, fitted", "ece, best"]
-    content = [f"| {' | '.join([*names, 'too sure by'])} |", "|---" * (len(names) + 1) + "|"]
+    names += ["too sure by", "accuracy, held out", "accuracy, test"]
+    content = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for path in arguments.runs:
         content += rows(path)
     text = "\n".join(content) + "\n"
