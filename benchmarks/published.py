@@ -83,7 +83,7 @@ class Task:
         data: training images.
         given: int64 [N], noisy labels.
         references: int64 [R], rows of `data` whose true labels are known.
-        held_out: int64 [H], those of them that no training sees.
+        held_out: int64 [H], those of them that neither a training nor a curation sees.
         classes: C.
         recipe: content of published.json.
         seed: of every draw.
@@ -239,13 +239,13 @@ def curated(task: Task, folder: Path, model: Classifier) -> tuple[np.ndarray, np
 
 def _curate(task: Task, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     vectors, logits = predict(model, task.data.pixels, device=task.device, bf16=use_bf16(None, task.device))
-    others, references = task.others, task.references
+    others, learned = task.others, np.setdiff1d(task.references, task.held_out)
     settings: Any = json.loads(json.dumps(task.recipe["curation"]), object_hook=lambda group: SimpleNamespace(**group))
     found = curate_arrays(
         vectors[others],
         task.given[others],
-        vectors[references],
-        task.data.labels[references],
+        vectors[learned],
+        task.data.labels[learned],
         classes=task.classes,
         seed=task.seed,
         settings=settings,
@@ -253,7 +253,6 @@ def _curate(task: Task, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict
         build_search=partial(build_exact_search, device=task.device),
     )
     used = found.decision != "ood"
-    learned = np.setdiff1d(references, task.held_out)
     targets = np.concatenate([found.soft_label[used], task.targets()[learned]])
     return np.concatenate([others[used], learned]), targets, _curation_figures(task, found, settings.decide.keep_at)
 

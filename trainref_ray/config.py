@@ -204,8 +204,9 @@ class DecideSettings(Settings):
 class CalibrateSettings(Settings):
     """Temperature scaling."""
 
-    per_class: int = Field(10, ge=0)
-    """References a class, at most, that no training sees: they choose the epoch and the temperature."""
+    per_class: int = Field(5, ge=0)
+    """References a class, at most, that no training sees: they choose the epoch and the temperature. Where they are at
+    most half of the class's references, the curation is without them too."""
 
 
 class EvaluateSettings(Settings):

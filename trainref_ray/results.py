@@ -148,6 +148,11 @@ class CurationRun:
         """uids int64 [R] of the given references."""
         return np.array(self.stages["references"]["uids"], np.int64)
 
+    @property
+    def is_curating(self) -> np.ndarray:
+        """bool [R]: the references that samples are compared with; the others only choose epoch and temperature."""
+        return np.isin(self.reference_uids, self.stages["curating"])
+
 
 def load_run(path: str) -> CurationRun:
     """Open a run folder (path or URL).

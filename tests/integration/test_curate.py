@@ -130,7 +130,7 @@ def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
     written = result.soft_label.any(axis=1)
     leading = np.sort(result.soft_label[written], axis=1)[:, ::-1]
     clear = leading[:, 0] - leading[:, 1] > 0.06  # twice that bound: the two leading classes cannot change places
-    assert clear.sum() > 200
+    assert clear.sum() > 50
     assert (result.best_class == others["best_class"].to_numpy())[written][clear].all()
     assert (result.decision == np.array(others["decision"].to_pylist())).mean() > 0.94
 

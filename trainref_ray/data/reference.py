@@ -159,6 +159,48 @@ def draw_references(uids: np.ndarray, trusted: np.ndarray, *, per_class: int, cl
     return np.concatenate(chosen)
 
 
+def hold_out(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Choose references for the epoch and the temperature, which no training may see.
+
+    Args:
+        labels: int [R], trusted labels.
+        per_class: so many of each class, all of a class with fewer.
+        seed: of the choice.
+
+    Returns:
+        bool [R].
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        chosen[order[labels[order] == label][:per_class]] = True
+    return chosen
+
+
+def curate_with(labels: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Which references samples are compared with: those that are not held out, and all of a class where fewer than
+    half of its references would be left.
+
+    A held-out reference that curates its neighbours gives them its true label, and the model learns it from them: on
+    20,000 images of CIFAR-100 at 80 % symmetric noise two rounds took the accuracy on 500 held-out references from .176
+    to .268 and that on the test images from .171 to .215, and the temperature came out .60 where .71 was best. A class
+    with very few references has no choice: without them it could not be curated at all.
+
+    Args:
+        labels: int [R], trusted labels.
+        held_out: bool [R].
+
+    Returns:
+        bool [R], at least one of each class.
+    """
+    chosen = ~held_out
+    for label in np.unique(labels):
+        own = labels == label
+        if 2 * chosen[own].sum() < own.sum():
+            chosen[own] = True
+    return chosen
+
+
 def check_classes(labels: np.ndarray, class_names: Sequence[str], *, allow_missing: bool) -> None:
     """Refuse a reference set that leaves a class without a reference, unless `allow_missing`.
 

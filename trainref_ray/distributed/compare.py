@@ -370,6 +370,7 @@ def _run_facts(run: CurationRun) -> dict[str, Any]:
         "samples": len(split.samples),
         "references": len(split.references),
         "held_out": len(split.held_out),
+        "curating": int(run.is_curating.sum()),
         "tests": len(split.tests),
         "classes": len(run.class_names),
         "image_passes": sum(report["images"] for report in training_history(run)),
@@ -388,7 +389,7 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
         "seed": config.seed,
         "inventory": [stages["inventory"], stages.get("noisy")],
         "shards": [[s.shard_id, s.etag, s.rows] for test in (False, True) for s in shards_of(run, test=test)],
-        "references": [stages["references"], stages["held_out"]],
+        "references": [stages["references"], stages["held_out"], stages["curating"]],
         "classes": run.class_names,
         "image_size": config.image_size,
     }
@@ -441,7 +442,8 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         f"{first['samples']:,} samples of {first['classes']} classes, {first['tests']:,} test images, {everyone:,} "
         f"references. {first['held_out']:,} of these choose the epoch and the temperature, and no model is trained on "
         f"them; every rival has the other {first['references']:,} in its training set.",
-        "trainref compares its samples with all references, the held-out ones included.",
+        f"trainref compares its samples with {first['curating']:,} of the references"
+        + (", held-out ones among them." if first["curating"] > first["references"] else ", none of them held out."),
         f"Trainings: backbone {config.backbone}, "
         + " or ".join(f"{passes:,}" for passes in sorted({setup["image_passes"] for setup in setups}))
         + " forward-backward image passes: what trainref's own trainings made, each view counted.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import ray
 
 from trainref_ray.config import Config, fingerprint
 from trainref_ray.data.images import stored_size
+from trainref_ray.data.reference import curate_with, hold_out
 from trainref_ray.data.samples import SampleFormat, sample_format
 from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.session import Cluster
@@ -30,6 +30,10 @@ class References:
 
     uids: np.ndarray
     labels: np.ndarray
+
+    def rows(self, wanted: np.ndarray) -> References:
+        """A part, by bool [R]."""
+        return References(self.uids[wanted], self.labels[wanted])
 
     @property
     def digest(self) -> str:
@@ -68,8 +72,9 @@ class Context:
         names: for people, see `curation.display_names`.
         class_names: of the classes 0 .. C-1.
         references: the trusted set.
+        curating: those of them that samples are compared with, see `data.reference.curate_with`.
 
-    The last seven are filled by `trainref_ray.distributed.inventory`.
+    The last eight are filled by `trainref_ray.distributed.inventory`.
     """
 
     config: Config
@@ -85,6 +90,7 @@ class Context:
     names: dict[str, Any] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
     references: References = NO_REFERENCES
+    curating: References = NO_REFERENCES
 
     @property
     def shards(self) -> list[ShardRead]:
@@ -149,18 +155,14 @@ class Context:
         return () if path is None else (hashlib.sha256(path.read_bytes()).hexdigest()[:16],)
 
     def held_out(self) -> References:
-        """References that no training sees: they choose the epoch and the temperature. The first of each class by a
-        seeded order, so that more of them are left for training where there are many."""
-        order = np.random.default_rng(self.config.seed).permutation(len(self.references.uids))
-        taken: Counter[int] = Counter()
-        rows = []
-        for row in order:
-            label = int(self.references.labels[row])
-            if taken[label] < self.config.calibrate.per_class:
-                taken[label] += 1
-                rows.append(row)
-        rows.sort()
-        return References(self.references.uids[rows], self.references.labels[rows])
+        """References that no training sees: they choose the epoch and the temperature."""
+        per_class = self.config.calibrate.per_class
+        return self.references.rows(hold_out(self.references.labels, per_class, self.config.seed))
+
+    def curating_references(self) -> References:
+        """References that samples are compared with."""
+        held_out = np.isin(self.references.uids, self.held_out().uids)
+        return self.references.rows(curate_with(self.references.labels, held_out))
 
     def read_images(self, uids: np.ndarray, *, pixels: bool) -> dict[int, Any]:
         """Chosen images by uid: uint8 squares, or the bytes of their files."""

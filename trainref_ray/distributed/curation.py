@@ -96,16 +96,16 @@ def _shard(inventory: Stage, embeddings: Stage, shard_id: int) -> tuple[np.ndarr
 
 
 def _trusted_labels(stages: RoundStages, uids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int64 [n] with those of given references replaced by their trusted ones, and which rows these are."""
-    given = tensors(stages.probe, "given.safetensors")
-    position = np.searchsorted(given["uids"], uids)
-    position = np.minimum(position, len(given["uids"]) - 1)
-    is_reference = given["uids"][position] == uids
-    return np.where(is_reference, given["labels"][position], labels), is_reference
+    """Labels int64 [n] with those of all references replaced by their trusted ones, and which rows these are."""
+    trusted = tensors(stages.probe, "trusted.safetensors")
+    position = np.searchsorted(trusted["uids"], uids)
+    position = np.minimum(position, len(trusted["uids"]) - 1)
+    is_reference = trusted["uids"][position] == uids
+    return np.where(is_reference, trusted["labels"][position], labels), is_reference
 
 
 def evidence_of(stages: RoundStages, embeddings: np.ndarray, classes: int) -> tuple[influence.Evidence, np.ndarray]:
-    """Evidence of the given references, and the probe's probabilities float32 [K, n, C]."""
+    """Evidence of the references that curate, and the probe's probabilities float32 [K, n, C]."""
     given = tensors(stages.probe, "given.safetensors")
     probe = probe_of(stages.probe)
     probabilities = probe.probabilities(embeddings)

@@ -167,6 +167,7 @@ def choose_references(context: Context) -> None:
     context.class_names = context.inputs.class_names or [str(label) for label in range(int(chosen.labels.max()) + 1)]
     check_classes(chosen.labels, context.class_names, allow_missing=context.config.allow_missing_classes)
     context.references = chosen
+    context.curating = context.curating_references()
     names = [keys[row] for row in np.searchsorted(uids, chosen.uids)]
     listed = write_reference_csv(list(zip(names, chosen.labels.tolist(), strict=True)))
     context.home.write_bytes("references.csv", listed.encode())

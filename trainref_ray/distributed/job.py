@@ -375,4 +375,5 @@ def stage_list(pipeline: Pipeline) -> dict[str, Any]:
         "predictions": {str(round_): stage.fingerprint for round_, stage in pipeline.predictions.items()},
         "references": {"uids": context.references.uids.tolist(), "labels": context.references.labels.tolist()},
         "held_out": context.held_out().uids.tolist(),
+        "curating": context.curating.uids.tolist(),
     }

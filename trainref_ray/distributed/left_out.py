@@ -1,7 +1,9 @@
-"""How well a round curates references that it was not given: cross-fitting on the round's own embeddings.
+"""How well a round curates references that it did not compare its samples with.
 
-For each fold the stages up to the reference set are computed without the fold's references, in the same run folder, so
-that trials which differ in later settings share them. The references left out are then curated like any other sample.
+Held-out references that are no part of the curation are judged as they are; the others by cross-fitting on the round's
+own embeddings. For each fold the stages up to the reference set are computed without the fold's references, in the same
+run folder, so that trials which differ in later settings share them. The references left out are then curated like any
+other sample.
 """
 
 from __future__ import annotations
@@ -42,23 +44,26 @@ def judge_round(
     Returns:
         None if there is no such reference: the only one of a class cannot be left out.
     """
-    dealt = deal_folds(context.references.labels, folds, context.config.seed)
+    curating, held_out = context.curating, context.held_out()
+    apart = held_out.rows(~np.isin(held_out.uids, curating.uids))
+    apart = References(np.concatenate([apart.uids, spare.uids]), np.concatenate([apart.labels, spare.labels]))
+    dealt = deal_folds(curating.labels, folds, context.config.seed)
     round_ = stages.decisions.round
     trained_on_labels = round_ > 1 or context.config.pretrain.reads_labels
-    unseen = np.isin(context.references.uids, context.held_out().uids) | (not trained_on_labels)
-    parts = [(stages, spare)] if len(spare.uids) else []
+    unseen = np.isin(curating.uids, held_out.uids) | (not trained_on_labels)
+    parts = [(stages, apart)] if len(apart.uids) else []
     left_out = [fold for fold in range(folds) if ((dealt == fold) & unseen).any()]
     if not parts and not left_out:
         return None
-    count = len(spare.uids) + int(((dealt >= 0) & unseen).sum())
+    count = len(apart.uids) + int(((dealt >= 0) & unseen).sum())
     with context.reporter.stage(
         "left_out", round_, shards=len(left_out), reused=0, items=count, unit="references"
     ) as progress:
         for fold in left_out:
-            without = _with_references(context, _part(context.references, dealt != fold))
+            without = _curating_with(context, curating.rows(dealt != fold))
             fold_stages = round_stages(without, model, round_)
             choose_members(without, fold_stages)
-            parts.append((fold_stages, _part(context.references, (dealt == fold) & unseen)))
+            parts.append((fold_stages, curating.rows((dealt == fold) & unseen)))
             progress.advance(0, shards=1)
         task = ray.remote(curate_left_out).options(
             num_cpus=min(1, context.cluster.cpus),
@@ -74,19 +79,15 @@ def judge_round(
     )
 
 
-def _part(references: References, rows: np.ndarray) -> References:
-    return References(references.uids[rows], references.labels[rows])
-
-
-def _with_references(context: Context, references: References) -> Context:
-    """The same curation with other references; its stages are no stages of this one, and are not shown."""
-    changed = replace(context, references=references, reporter=Reporter(Console(quiet=True)))
+def _curating_with(context: Context, curating: References) -> Context:
+    """The same curation with a part of its references; its stages are no stages of this one, and are not shown."""
+    changed = replace(context, curating=curating, reporter=Reporter(Console(quiet=True)))
     changed.inventory, changed.labelled, changed.truth = context.inventory, context.labelled, context.truth
     return changed
 
 
 def curate_left_out(stages: RoundStages, transition: Stage, uids: np.ndarray, config: Config) -> np.ndarray:
-    """Curated distributions float32 [n, C] of samples that are no references of these stages; runs in a worker.
+    """Curated distributions float32 [n, C] of samples that these stages compare no sample with; runs in a worker.
 
     How often each class bears each label comes from the whole round (`transition`): over all samples a few references
     do not weigh.

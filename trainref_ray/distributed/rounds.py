@@ -42,6 +42,7 @@ def round_stages(context: Context, model: Stage, round_: int, first: RoundStages
         context.labelled.fingerprint,
         context.data_digest(),
         context.references.digest,
+        context.curating.digest,
         str(context.classes),
     )
     evidence = context.stage("evidence", round_, probe.fingerprint)
@@ -128,6 +129,7 @@ def _fit_probe(context: Context, stages: RoundStages) -> None:
                 shard_ids,
                 samples,
                 context.references,
+                context.curating,
                 context.config,
                 context.classes,
                 cluster.device,
@@ -150,8 +152,8 @@ def _augment(context: Context, stages: RoundStages) -> None:
         uids, labels = table["uid"].to_numpy(), table["label"].to_numpy()
         label_evidence, norms = table["label_evidence"].to_numpy(), table["evidence_norm"].to_numpy()
         min_norm = augment.least_norm(norms, settings.min_norm)
-        is_given = np.isin(uids, context.references.uids)
-        others = np.flatnonzero(~is_given)
+        is_given = np.isin(uids, context.curating.uids)
+        others = np.flatnonzero(~np.isin(uids, context.references.uids))
         chosen = others[
             augment.candidates(
                 uids[others],
@@ -244,7 +246,7 @@ def _cut_ood(context: Context, stages: RoundStages) -> None:
     with context.reporter.stage("ood", stage.round, shards=1, reused=0, items=0, unit="samples") as progress:
         table = _all_evidence(context, stages)
         uids, labels = table["uid"].to_numpy(), table["label"].to_numpy().astype(np.int64)
-        is_given = np.isin(uids, context.references.uids)
+        is_reference = np.isin(uids, context.references.uids)
         passes = augment.passes_bar(
             table["label_evidence"].to_numpy(),
             table["evidence_norm"].to_numpy(),
@@ -254,12 +256,13 @@ def _cut_ood(context: Context, stages: RoundStages) -> None:
         )
         drawn, others = ood.draw_passing(
             uids,
-            passes & ~is_given,
+            passes & ~is_reference,
             calibration=settings.calibration_samples,
             fit=settings.fit_samples,
             seed=context.config.seed,
         )
-        fitted_on = np.sort(np.concatenate([np.flatnonzero(is_given), others]))
+        given = np.flatnonzero(np.isin(uids, context.curating.uids))
+        fitted_on = np.sort(np.concatenate([given, others]))
         calibration = uids[np.sort(drawn)]
         columns = ["supporter_uid", "supporter_similarity", "supporter_label"]
         fitted = steps.fit_ood(
@@ -285,12 +288,14 @@ def fit_probe_task(
     shard_ids: list[int],
     samples: pa.Table,
     references: References,
+    curating: References,
     config: Config,
     classes: int,
     device: str,
     threads: int,
 ) -> None:
-    """Fit the linear head on all embeddings and keep the references' embeddings beside it; runs in one worker."""
+    """Fit the linear head on all embeddings but those of references that are no part of the curation, and keep the
+    references' labels and embeddings beside it; runs in one worker."""
     import torch
 
     torch.set_num_threads(threads)
@@ -301,11 +306,13 @@ def fit_probe_task(
     labels = samples["label"].to_numpy().astype(np.int64)
     if not np.array_equal(uids, samples["uid"].to_numpy()):
         raise ShardError(f"{stages.embeddings.folder}: rows differ from the inventory's usable samples")
-    rows = np.searchsorted(uids, references.uids)
-    labels[rows] = references.labels
+    labels[np.searchsorted(uids, references.uids)] = references.labels
+    kept = ~np.isin(uids, np.setdiff1d(references.uids, curating.uids))
     options = config.probe.model_dump()
-    probe = fit_probe(vectors, labels, classes=classes, **options, seed=config.seed, device=device)
+    probe = fit_probe(vectors[kept], labels[kept], classes=classes, **options, seed=config.seed, device=device)
     content = {"weight": probe.weight} | ({} if probe.bias is None else {"bias": probe.bias})
     storage.write_bytes(stage.path("probe.safetensors"), save_safetensors(content))
-    given = {"uids": references.uids, "labels": references.labels, "embeddings": vectors[rows]}
+    trusted = {"uids": references.uids, "labels": references.labels}
+    storage.write_bytes(stage.path("trusted.safetensors"), save_safetensors(trusted))
+    given = {"labels": curating.labels, "embeddings": vectors[np.searchsorted(uids, curating.uids)]}
     storage.write_bytes(stage.path("given.safetensors"), save_safetensors(given))

@@ -93,4 +93,4 @@ def _spare_references(context: Context, most_per_class: int | None) -> Reference
         return References(mine.uids[:0], mine.labels[:0])
     most = drawn_references(context, most_per_class)
     others = ~np.isin(most.uids, mine.uids)
-    return References(most.uids[others], most.labels[others])
+    return most.rows(others)

@@ -256,9 +256,10 @@ def _reliability(run: CurationRun, summary: dict[str, Any]) -> list[Reliability]
 
 
 def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[str]:
-    facts = run.stage("references").facts()
+    facts, given = run.stage("references").facts(), len(run.reference_uids)
     notes = [
-        f"{facts['given']:,} references were given; {facts['members'] - facts['given']:,} samples joined them "
+        f"{given:,} references were given; the samples are compared with {facts['given']:,} of them and with "
+        f"{facts['members'] - facts['given']:,} samples that joined them "
         f"(delta {config.augment.delta:g}, at most {config.augment.per_class} a class)."
     ]
     if facts["classes_left_short"]:

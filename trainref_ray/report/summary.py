@@ -232,7 +232,8 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
     uids = table["uid"].to_numpy()
     features, logits = to_matrix(table["embedding"]).astype(np.float32), run.model_logits()
     labels = np.array(run.stages["references"]["labels"])
-    chosen = np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)])
+    usable = run.is_curating
+    chosen = np.concatenate([np.flatnonzero((labels == label) & usable)[:per_class] for label in np.unique(labels)])
     rows = np.searchsorted(uids, run.reference_uids[chosen])
     arrays = _arrays(run, run.rounds)
     others = ~np.isin(np.arange(len(uids)), rows)
@@ -254,7 +255,10 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
         "flagged_wrong": result.label_quality < config.decide.keep_at,
         "flagged_ood": result.decision == "ood",
     }
-    return _label_metrics(part)
+    figures = _label_metrics(part)
+    if run.rounds > 1:  # these embeddings are fine-tuned ones, and a run tells what is out of distribution by others
+        figures = {name: value for name, value in figures.items() if not name.startswith("ood_")}
+    return figures
 
 
 def curated_class_counts(run: CurationRun) -> np.ndarray:
