@@ -125,14 +125,18 @@ def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
         model_probabilities=softmax(run.model_logits(1)[~is_reference]),
     )
     others = decisions.filter(pa.array(~is_reference))
-    # the probe sees the samples in another order, and the cut is set on other ones: measured 0.015 and 0.953
+    # the probe sees the samples in another order: measured 0.015
     assert np.abs(result.label_quality - others["label_quality"].to_numpy()).max() < 0.03
     written = result.soft_label.any(axis=1)
     leading = np.sort(result.soft_label[written], axis=1)[:, ::-1]
     clear = leading[:, 0] - leading[:, 1] > 0.06  # twice that bound: the two leading classes cannot change places
     assert clear.sum() > 50
     assert (result.best_class == others["best_class"].to_numpy())[written][clear].all()
-    assert (result.decision == np.array(others["decision"].to_pylist())).mean() > 0.94
+    # the cut is set on other samples, of which there are few here
+    decision = np.array(others["decision"].to_pylist())
+    inside = (result.decision != "ood") & (decision != "ood")
+    assert inside.sum() > 50
+    assert (result.decision == decision)[inside].mean() > 0.94
 
 
 def test_a_second_round_goes_on_from_the_first(run: CurationRun, local_ray: None, tmp_path: Path) -> None:
