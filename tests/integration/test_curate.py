@@ -58,6 +58,27 @@ def test_references_keep_their_trusted_label(run: CurationRun) -> None:
     assert rows["best_class"].to_pylist() == run.stages["references"]["labels"]
 
 
+def test_references_held_out_are_compared_with_no_sample(run: CurationRun, local_ray: None, tmp_path: Path) -> None:
+    """Where enough others are left; else a model would learn their labels from the images they support."""
+    weights = {"model": {"weights": f"{run.path}/model"}, "pretrain": {"objective": "none"}, "finetune_model": False}
+    shards = {name: run.settings[name] for name in ("data", "test_data")}
+    other = start(tmp_path / "other", **shards, **weights, calibrate={"per_class": 1})
+    held_out = np.array(other.stages["held_out"])
+    assert len(held_out) == 10
+    members = other.references()
+    given = members.filter(members["given"])["uid"].to_pylist()
+    assert given == sorted(set(other.reference_uids.tolist()) - set(held_out.tolist()))
+    assert len(given) == 20
+    assert not np.isin(held_out, to_matrix(other.supporters()["supporter_uid"], fill=-1)).any()
+    assert not np.isin(held_out, members["uid"].to_numpy()).any()
+    evidence = other.table("evidence", 1)
+    rows = np.isin(evidence["uid"].to_numpy(), other.reference_uids)
+    assert evidence["label"].to_numpy()[rows].tolist() == other.stages["references"]["labels"]
+    test_references_keep_their_trusted_label(other)
+    everyone = run.references()
+    assert everyone.filter(everyone["given"])["uid"].to_pylist() == run.reference_uids.tolist(), "three a class are few"
+
+
 def test_no_sample_supports_itself(run: CurationRun) -> None:
     supporters = run.supporters()
     for uid, others in zip(supporters["uid"].to_pylist(), supporters["supporter_uid"].to_pylist(), strict=True):

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainref_ray.data.reference import check_classes, draw_references, match_keys, read_reference_csv
+from trainref_ray.data.reference import (
+    check_classes,
+    curate_with,
+    draw_references,
+    hold_out,
+    match_keys,
+    read_reference_csv,
+)
 from trainref_ray.errors import ReferenceSetError
 
 NAMES = ["ant", "bee", "cat"]
@@ -108,3 +115,27 @@ def test_missing_classes_are_named() -> None:
     with pytest.raises(ReferenceSetError, match="1 of 3 classes have no reference: 'bee'"):
         check_classes(np.array([0, 2]), NAMES, allow_missing=False)
     check_classes(np.array([0, 2]), NAMES, allow_missing=True)
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=40),
+    per_class=st.integers(0, 12),
+    seed=st.integers(0, 5),
+)
+def test_held_out_references_curate_only_where_fewer_than_half_would_be_left(
+    labels: list[int], per_class: int, seed: int
+) -> None:
+    trusted = np.array(labels)
+    held_out = hold_out(trusted, per_class, seed)
+    curating = curate_with(trusted, held_out)
+    assert (curating | held_out).all()
+    for label in set(labels):
+        own = trusted == label
+        assert held_out[own].sum() == min(per_class, own.sum())
+        apart = 2 * per_class <= own.sum()
+        assert curating[own].sum() == (own.sum() - per_class if apart else own.sum())
+
+
+def test_others_are_held_out_by_another_seed() -> None:
+    first, second = (hold_out(np.zeros(30, np.int64), 10, seed).tolist() for seed in (0, 1))
+    assert first != second
