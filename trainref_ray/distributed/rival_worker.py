@@ -267,14 +267,14 @@ def _cost(run: CurationRun) -> dict[str, Any]:
 
 
 def _curated_again(job: RivalJob, run: CurationRun, split: Split) -> RivalResult:
-    """The first round once more with other settings. All references take part, as in the run's own curation."""
-    uids, logits = np.concatenate([split.references, split.held_out]), logits_of(run, split.samples)
+    """The first round once more with other settings, by the references of the run's own curation."""
+    uids, logits = run.reference_uids[run.is_curating], logits_of(run, split.samples)
     settings = make_config(job.config.model_dump(), methods.REWEIGHTED[job.method])
     found = curate_arrays(
         embeddings_of(run, split.samples),
         split.given,
         embeddings_of(run, uids),
-        np.concatenate([split.trusted, split.held_out_labels]),
+        np.array(run.stages["references"]["labels"], np.int64)[run.is_curating],
         classes=len(run.class_names),
         seed=job.config.seed,
         settings=settings,
