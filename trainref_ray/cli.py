@@ -5,6 +5,8 @@ Options are the settings of `trainref_ray.config`, read by tyro over the preset'
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,7 +94,21 @@ def run_command(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; start again with the same --out to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 141  # as a shell reports SIGPIPE
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what this process prints, as with `| head`; what is left to print then goes nowhere."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def curate_command(arguments: Sequence[str], default_preset: str | None = None) -> int:
