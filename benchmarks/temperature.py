@@ -4,7 +4,8 @@
 
 Each RUN has test images. The best temperature on these is a yardstick here; no run reads it. "Scatter": standard
 deviation of log temperature over held-out references drawn again with replacement. "Too sure by": mean confidence less
-accuracy on the test images, after scaling with the fitted temperature.
+accuracy on the test images, after scaling with the fitted temperature. "Curate": the held-out references are among
+those that samples are compared with, and so reach the model through the labels of others.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ RESAMPLES = 200
 def rows(path: str) -> list[str]:
     """A line of the table for each model of a run that has a head."""
     run, lines = load_run(path), []
+    curate = bool(set(run.stages["held_out"]) & set(run.stages["curating"]))
     for index, model in enumerate(run.stages["models"]):
         held_out = held_out_logits(run, index)
         if held_out is None:
@@ -38,7 +40,14 @@ def rows(path: str) -> list[str]:
         eces = [metrics.ece(softmax(logits, temperature), labels) for temperature in (1.0, fitted, best)]
         scaled = softmax(logits, fitted)
         too_sure = float(scaled.max(axis=1).mean() - (scaled.argmax(axis=1) == labels).mean())
-        cells = [f"{len(run.class_names)}", f"{model['round']}", f"{count}", f"{fitted:.3f}", f"{best:.3f}"]
+        cells = [
+            f"{len(run.class_names)}",
+            f"{model['round']}",
+            f"{count}",
+            "yes" if curate else "no",
+            f"{fitted:.3f}",
+            f"{best:.3f}",
+        ]
         cells += [f"{scatter:.3f}", *(f"{value or 0.0:.3f}" for value in eces), f"{too_sure:+.3f}"]
         right = [(found.argmax(axis=1) == of).mean() for found, of in (held_out, (logits, labels))]
         cells += [f"{share:.3f}" for share in right]
@@ -52,7 +61,18 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    names = ["classes", "fine-tunings", "held out", "fitted", "best", "scatter", "ece", "ece, fitted", "ece, best"]
+    names = [
+        "classes",
+        "fine-tunings",
+        "held out",
+        "curate",
+        "fitted",
+        "best",
+        "scatter",
+        "ece",
+        "ece, fitted",
+        "ece, best",
+    ]
     names += ["too sure by", "accuracy, held out", "accuracy, test"]
     content = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for path in arguments.runs:

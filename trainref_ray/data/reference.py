@@ -181,10 +181,12 @@ def curate_with(labels: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     """Which references samples are compared with: those that are not held out, and all of a class where fewer than
     half of its references would be left.
 
-    A held-out reference that curates its neighbours gives them its true label, and the model learns it from them: on
-    20,000 images of CIFAR-100 at 80 % symmetric noise two rounds took the accuracy on 500 held-out references from .176
-    to .268 and that on the test images from .171 to .215, and the temperature came out .60 where .71 was best. A class
-    with very few references has no choice: without them it could not be curated at all.
+    A held-out reference that curates its neighbours gives them its true label, and the model learns it from them. Two
+    rounds on 20,000 images of CIFAR-100 at 80 % symmetric noise with 500 of 1,000 references held out: where all curate,
+    the accuracy on the held-out ones goes from .176 to .268 and that on the test images from .171 to .215, the
+    temperature is .60 where .71 is best, and ece_ts is .102. Where the other 500 curate: .162 to .210, .161 to .213,
+    .723 where .720 is best, .023; noise_auroc is .844 for .859, for the fewer references. A class with very few
+    references has no choice: without them it could not be curated at all.
 
     Args:
         labels: int [R], trusted labels.
