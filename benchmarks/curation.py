@@ -14,7 +14,6 @@ from trainref_ray.evaluate import metrics
 from trainref_ray.method.influence import unit_rows
 from trainref_ray.report.summary import true_labels, usable_decisions
 from trainref_ray.schemas import to_matrix
-from trainref_ray.training.calibrate import softmax
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class FirstRound:
         decisions = usable_decisions(run, 1)
         config = make_config(run.settings, {"allow_missing_classes": True})
         rows = np.sort(np.random.default_rng(config.seed).permutation(decisions.num_rows)[:images])
-        logits = run.model_logits(1)
+        probabilities = run.model_probabilities(1)
         return cls(
             embeddings=unit_rows(to_matrix(run.table("embeddings", 1, ["embedding"])["embedding"])[rows]),
-            probabilities=None if logits is None else softmax(logits[rows]),
+            probabilities=None if probabilities is None else probabilities[rows],
             given=decisions["label"].to_numpy().astype(np.int64)[rows],
             truth=true_labels(run, decisions["uid"].to_numpy())[rows],
             config=config,

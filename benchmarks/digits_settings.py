@@ -25,7 +25,7 @@ from trainref_ray.data.noise import inject
 from trainref_ray.data.reference import draw_references
 from trainref_ray.data.sources.digits import FOREIGN, digits_source
 from trainref_ray.models.backbones import ModelSpec, build, predict
-from trainref_ray.training.calibrate import softmax
+from trainref_ray.training.calibrate import fit_temperature, softmax
 from trainref_ray.training.loop import ArrayBatches, TrainPlan, steps_per_epoch, train
 
 CLASSES = 10
@@ -81,7 +81,8 @@ def pretrained(
     batches = ArrayBatches(images[rows], targets, batch_size=settings.batch_size, steps_per_epoch=steps, seed=seed)
     model.load_state_dict(train(model, batches, plan, validation=validation).final())
     embeddings, logits = predict(model, images)
-    return embeddings.astype(np.float32), softmax(logits)
+    temperature = fit_temperature(predict(model, validation[0])[1], validation[1])
+    return embeddings.astype(np.float32), softmax(logits, temperature)
 
 
 def main() -> None:

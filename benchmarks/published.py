@@ -241,6 +241,8 @@ def _curate(task: Task, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict
     vectors, logits = predict(model, task.data.pixels, device=task.device, bf16=use_bf16(None, task.device))
     others, learned = task.others, np.setdiff1d(task.references, task.held_out)
     settings: Any = json.loads(json.dumps(task.recipe["curation"]), object_hook=lambda group: SimpleNamespace(**group))
+    held_out = logits[task.held_out], task.data.labels[task.held_out]
+    temperature = fit_temperature(*held_out) if settings.vote.calibrate_model else 1.0
     found = curate_arrays(
         vectors[others],
         task.given[others],
@@ -249,7 +251,7 @@ def _curate(task: Task, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict
         classes=task.classes,
         seed=task.seed,
         settings=settings,
-        model_probabilities=softmax(logits[others]),
+        model_probabilities=softmax(logits[others], temperature),
         build_search=partial(build_exact_search, device=task.device),
     )
     used = found.decision != "ood"

@@ -18,7 +18,7 @@ import numpy as np
 from trainref_ray import load_run
 from trainref_ray.evaluate import metrics
 from trainref_ray.report.collect import test_logits
-from trainref_ray.report.summary import held_out_logits
+from trainref_ray.results import held_out_logits
 from trainref_ray.training.calibrate import fit_temperature, softmax
 
 RESAMPLES = 200
@@ -29,7 +29,7 @@ def rows(path: str) -> list[str]:
     run, lines = load_run(path), []
     curate = bool(set(run.stages["held_out"]) & set(run.stages["curating"]))
     for index, model in enumerate(run.stages["models"]):
-        held_out = held_out_logits(run, index)
+        held_out = held_out_logits(run.model_stage(index))
         if held_out is None:
             continue
         logits, labels = test_logits(run, model["round"])

@@ -4,7 +4,8 @@
 
 RUN is a finished curation of shards with a trusted field, its model trained on labels. The round's votes and model are
 taken as they are; the influence is that of the references which trainings saw, so that the held-out ones can be judged
-beside all other images. The table of given labels is taken as counted ("plain") and as `method.vote.transition` has it
+beside all other images. The model's logits are taken as they are, and divided by the temperature that fits the held-out
+references ("at 0.58"). The table of given labels is taken as counted ("plain") and as `method.vote.transition` has it
 ("steadied"). The last two columns are what a likelihood would choose by: on the held-out references, and on the others.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from trainref_ray.distributed import curation
 from trainref_ray.evaluate import metrics
 from trainref_ray.method import influence, vote
 from trainref_ray.report.summary import true_labels, usable_decisions
+from trainref_ray.results import model_temperature
 from trainref_ray.schemas import to_matrix
 from trainref_ray.training.calibrate import softmax
 
@@ -34,10 +37,12 @@ FIGURES = ("noise_auroc", "noise_ap", "noise_f1", "quality_ece", "relabel_accura
 
 @dataclass(frozen=True)
 class Sources:
-    """What a round says of N samples: three distributions float32 [N, C], given and true labels int64 [N], and which
-    rows are references, and held out, bool [N]."""
+    """What a round says of N samples: three distributions float32 [N, C], the model's by how its logits are scaled,
+    given and true labels int64 [N], and which rows are references, and held out, bool [N]."""
 
-    parts: tuple[np.ndarray, np.ndarray, np.ndarray]
+    vote: np.ndarray
+    influence: np.ndarray
+    model: dict[str, np.ndarray]
     given: np.ndarray
     truth: np.ndarray
     is_reference: np.ndarray
@@ -69,14 +74,15 @@ def read(path: str, round_: int) -> Sources:
     members = np.bincount(run.references(round_)["label"].to_numpy(), minlength=classes)
     votes = vote.vote(supporters.labels, supporters.similarity, classes=classes, member_counts=members, balance=1.0)
     given = usable_decisions(run, round_)["label"].to_numpy().astype(np.int64)
-    parts = (votes, influence.soft_labels(evidence.normalised)[0], softmax(logits))
-    return Sources(parts, given, truth, is_reference, held_out)
+    temperature = model_temperature(run.model_stage(round_ - 1))
+    model = {"as it is": softmax(logits), f"at {temperature:.2f}": softmax(logits, temperature)}
+    return Sources(votes, influence.soft_labels(evidence.normalised)[0], model, given, truth, is_reference, held_out)
 
 
 def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
     """Cells that name a setting, and its curated distributions float32 [N, C]."""
-    for weights in WEIGHTS:
-        combined = vote.combine(*sources.parts, weights=weights)
+    for (scaling, model), weights in product(sources.model.items(), WEIGHTS):
+        combined = vote.combine(sources.vote, sources.influence, model, weights=weights)
         for temperature in TEMPERATURES:
             sharpened = vote.sharpen(combined, temperature)
             mass = vote.class_label_mass(sharpened, sources.given)
@@ -86,7 +92,7 @@ def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
                 for name, table in tables.items() if weight else [("", plain)]:
                     likelihood = table.T[sources.given] ** weight
                     curated = sharpened * likelihood
-                    cells = [", ".join(map(str, weights)), f"{temperature}", f"{weight}", name]
+                    cells = [scaling, ", ".join(map(str, weights)), f"{temperature}", f"{weight}", name]
                     yield cells, curated / curated.sum(axis=1, keepdims=True)
 
 
@@ -116,8 +122,8 @@ def main() -> None:
         f"Round {arguments.round} of a run, {len(sources.given):,} samples, {sources.is_reference.sum():,} references; "
         f"{sources.held_out.sum():,} of these held out, {right:.0%} of these given their true label.",
         "",
-        f"| vote, influence, model | temperature | given_weight | table | {' | '.join(FIGURES)} |",
-        "|---" * (len(FIGURES) + 4) + "|",
+        f"| model | vote, influence, model | temperature | given_weight | table | {' | '.join(FIGURES)} |",
+        "|---" * (len(FIGURES) + 5) + "|",
     ]
     for cells, curated in settings(sources):
         values = figures(sources, curated)

@@ -102,7 +102,7 @@ def curate_arrays(
         duplicates_of: [N] values that are equal where samples are copies of one image, such as the images' sha256;
             copies do not support each other.
         model_probabilities: float [N, C], each row sums to 1, what the model that the features are of says of each
-            sample; by default the probe's, as with `vote.model_source` probe.
+            sample, best after temperature scaling; by default the probe's, as with `vote.model_source` probe.
         build_search: makes the search of the reference set of its vectors float32 [M, D] and ids int64 [M]; by default
             FAISS's exact one, else `retrieval.exact.build_exact_search`.
 

@@ -168,6 +168,9 @@ class VoteSettings(Settings):
     """Weight of the influence of the given references."""
     model_weight: float = Field(1.0, ge=0)
     """Weight of the model's own probabilities."""
+    calibrate_model: bool = True
+    """Divide the model's logits by the temperature that fits the held-out references best, as its predictions on new
+    images are; 1 where there are none."""
     model_source: Literal["head", "probe"] = "head"
     """Whose probabilities these are: of the head that the embedding model was trained with, which knows the curated
     labels from round 2 on (after a label-free pre-training there is none, and the probe takes its place), or of the
@@ -355,6 +358,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "vote.influence_weight",
         "vote.model_weight",
         "vote.model_source",
+        "vote.calibrate_model",
         "vote.balance",
     ),
     "transition": ("vote.temperature",),

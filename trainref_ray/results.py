@@ -11,10 +11,34 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
+from safetensors.numpy import load as load_safetensors
 
 from trainref_ray.errors import ResumeError
 from trainref_ray.run import RUN_FILE, SWEEP_FILE, Stage, Storage
 from trainref_ray.schemas import to_matrix
+from trainref_ray.training.calibrate import fit_temperature, softmax
+
+
+def held_out_logits(model: Stage) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits float32 [H, C] of the references that a model was not trained on, and their trusted labels int64 [H].
+
+    Args:
+        model: the stage of its training.
+
+    Returns:
+        None if there is no such reference, or the model has no head.
+    """
+    path = model.path("held_out_logits.safetensors")
+    if not model.storage.exists(path):
+        return None
+    content = load_safetensors(model.storage.read_bytes(path))
+    return content["logits"], content["labels"]
+
+
+def model_temperature(model: Stage) -> float:
+    """The temperature that fits `held_out_logits` best; 1 without any."""
+    found = held_out_logits(model)
+    return 1.0 if found is None else fit_temperature(*found)
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,17 @@ class CurationRun:
         if not self._has_head(round_):
             return None
         return to_matrix(self.table("embeddings", round_, ["model_logits"])["model_logits"])
+
+    def model_probabilities(self, round_: int | None = None) -> np.ndarray | None:
+        """What the model that made a round's embeddings says of each sample, float32 [N, C], as the curation takes it;
+        else as `model_logits`."""
+        logits, number = self.model_logits(round_), self.rounds if round_ is None else round_
+        if logits is None:
+            return None
+        if not self.settings["vote"]["calibrate_model"]:
+            return softmax(logits)
+        model = self.model_stage(min(number, len(self.stages["models"])) - 1)  # without fine-tuning there is one model
+        return softmax(logits, model_temperature(model))
 
     def model_classes(self, round_: int | None = None) -> np.ndarray | None:
         """The class that this model itself would give each sample, int64 [N]; else as `model_logits`, of which only one

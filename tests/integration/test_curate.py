@@ -23,7 +23,6 @@ from trainref_ray.method.ood import Gaussian, mahalanobis, ood_score
 from trainref_ray.report.image_files import read_image_files
 from trainref_ray.results import CurationRun
 from trainref_ray.schemas import DECISION, check, dense_soft_labels, to_matrix
-from trainref_ray.training.calibrate import softmax
 
 pytestmark = pytest.mark.ray
 
@@ -143,7 +142,7 @@ def test_a_run_gives_what_curate_arrays_gives(run: CurationRun) -> None:
         np.array(run.stages["references"]["labels"]),
         class_names=run.class_names,
         settings=make_config(TINY),
-        model_probabilities=softmax(run.model_logits(1)[~is_reference]),
+        model_probabilities=run.model_probabilities(1)[~is_reference],
     )
     others = decisions.filter(pa.array(~is_reference))
     # the probe sees the samples in another order: measured 0.015

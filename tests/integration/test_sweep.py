@@ -245,7 +245,6 @@ def test_agreement_is_that_of_a_curation_without_the_reference(swept: tuple[Path
     from trainref_ray import curate_arrays
     from trainref_ray.method.folds import deal_folds
     from trainref_ray.schemas import to_matrix
-    from trainref_ray.training.calibrate import softmax
 
     row = next(row for row in swept[1].summary["trials"] if row["point"]["vote.k"] == 10)
     run = swept[1].trial(row["name"])
@@ -266,7 +265,7 @@ def test_agreement_is_that_of_a_curation_without_the_reference(swept: tuple[Path
             features[kept],
             trusted[dealt != fold],
             settings=make_config(run.settings),
-            model_probabilities=softmax(run.model_logits()[others]),
+            model_probabilities=run.model_probabilities()[others],
         )
         best = dict(zip(uids[others].tolist(), curated.best_class.tolist(), strict=True))
         for uid, label in zip(run.reference_uids[dealt == fold].tolist(), trusted[dealt == fold].tolist(), strict=True):

@@ -43,6 +43,7 @@ SIBLINGS = {
     ("arrays", "models"),
     ("arrays", "retrieval"),
     ("results", "models"),
+    ("results", "training"),
     ("trials", "evaluate"),
 }
 """What packages of the third layer may use of each other: what the data flow needs, and no more."""

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import load as load_safetensors
 
-from trainref_ray.config import Config
+from trainref_ray.config import Config, VoteSettings
 from trainref_ray.distributed.supporter_pool import SupporterPool
 from trainref_ray.method import decide, influence, ood, steps
 from trainref_ray.models.probe import Probe
+from trainref_ray.results import model_temperature
 from trainref_ray.run import Stage
 from trainref_ray.schemas import OK, QUARANTINED, SHARD_BITS, fixed_size_list, soft_label_column, to_matrix
 from trainref_ray.training.calibrate import softmax
@@ -26,13 +27,14 @@ from trainref_ray.training.calibrate import softmax
 
 @dataclass(frozen=True)
 class RoundStages:
-    """Where the tables of a round are.
+    """Where the tables of a round are, and the model that made its embeddings.
 
     `ood_embeddings` are the first round's in every round: fine-tuning draws each sample to its best class, those that
     belong to none as well, and measured worse at telling them apart (docs/method.md).
     """
 
     inventory: Stage
+    model: Stage
     embeddings: Stage
     probe: Stage
     evidence: Stage
@@ -126,15 +128,25 @@ def model_logits(embeddings: pa.Table) -> np.ndarray | None:
     return to_matrix(embeddings["model_logits"]) if "model_logits" in embeddings.column_names else None
 
 
-def model_probabilities(logits: np.ndarray | None, probe: np.ndarray, source: str) -> np.ndarray:
+@lru_cache(maxsize=4)
+def _temperature(model: Stage) -> float:
+    return model_temperature(model)
+
+
+def model_probabilities(
+    stages: RoundStages, logits: np.ndarray | None, probe: np.ndarray, settings: VoteSettings
+) -> np.ndarray:
     """What the model says of each sample, float32 [n, C]: its own head, or the probe where that is wanted or alone.
 
     Args:
+        stages: of the round, with its model.
         logits: float [n, C] of the head, None if the model has none.
         probe: float32 [K, n, C], probabilities of its checkpoints.
-        source: `vote.model_source`.
+        settings: whose say is wanted, and whether the head's logits are divided by its temperature.
     """
-    return probe.mean(axis=0) if logits is None or source == "probe" else softmax(logits)
+    if logits is None or settings.model_source == "probe":
+        return probe.mean(axis=0)
+    return softmax(logits, _temperature(stages.model) if settings.calibrate_model else 1.0)
 
 
 def evidence_table(shard_id: int, stages: RoundStages, classes: int) -> pa.Table:
@@ -183,7 +195,7 @@ def distributions_table(shard_id: int, stages: RoundStages, config: Config, clas
     evidence, probe = evidence_of(stages, influence.unit_rows(to_matrix(embedded["embedding"])), classes)
     combined = steps.combine_sources(
         evidence,
-        model_probabilities(model_logits(embedded), probe, config.vote.model_source),
+        model_probabilities(stages, model_logits(embedded), probe, config.vote),
         read_supporters(stages.supporters.read_shard(shard_id)),
         np.bincount(members(stages.references).labels, minlength=classes),
         weights=(config.vote.vote_weight, config.vote.influence_weight, config.vote.model_weight),

@@ -360,7 +360,8 @@ def environment() -> dict[str, Any]:
 def stage_list(pipeline: Pipeline) -> dict[str, Any]:
     """Where each stage's result is, for `load_run`."""
     context = pipeline.context
-    names = [name for name in RoundStages.__dataclass_fields__ if name != "ood_embeddings"]  # another round's
+    elsewhere = ("model", "ood_embeddings")  # with the models, and with the first round
+    names = [name for name in RoundStages.__dataclass_fields__ if name not in elsewhere]
     rounds = [{name: getattr(stages, name).fingerprint for name in names} for stages in pipeline.rounds]
     return {
         "class_names": context.class_names,

@@ -117,7 +117,7 @@ def curate_left_out(stages: RoundStages, transition: Stage, uids: np.ndarray, co
     evidence, probe = curation.evidence_of(stages, embeddings, len(mass))
     combined = steps.combine_sources(
         evidence,
-        curation.model_probabilities(curation.model_logits(embedded), probe, settings.model_source),
+        curation.model_probabilities(stages, curation.model_logits(embedded), probe, settings),
         supporters,
         np.bincount(members.labels, minlength=len(mass)),
         weights=(settings.vote_weight, settings.influence_weight, settings.model_weight),

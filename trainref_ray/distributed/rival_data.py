@@ -83,10 +83,10 @@ def embeddings_of(run: CurationRun, uids: np.ndarray) -> np.ndarray:
     return to_matrix(table["embedding"])[_rows_of(table, uids)]
 
 
-def logits_of(run: CurationRun, uids: np.ndarray) -> np.ndarray | None:
-    """The first round's model's logits float16 [n, C] by uid, None if it has no head."""
-    logits = run.model_logits(1)
-    return None if logits is None else logits[_rows_of(run.table("embeddings", 1, ["uid"]), uids)]
+def probabilities_of(run: CurationRun, uids: np.ndarray) -> np.ndarray | None:
+    """What the first round's model says, float32 [n, C] by uid, None if it has no head."""
+    found = run.model_probabilities(1)
+    return None if found is None else found[_rows_of(run.table("embeddings", 1, ["uid"]), uids)]
 
 
 def digests_of(run: CurationRun, uids: np.ndarray) -> np.ndarray:

@@ -28,8 +28,8 @@ from trainref_ray.distributed.rival_data import (
     Split,
     digests_of,
     embeddings_of,
-    logits_of,
     pixel_blocks,
+    probabilities_of,
     read_pixels,
     read_split,
     read_truth,
@@ -40,8 +40,8 @@ from trainref_ray.errors import ConfigError
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_model, predict
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.report.scores import METRICS, Truth, score
-from trainref_ray.report.summary import held_out_logits, usable_decisions
-from trainref_ray.results import CurationRun, load_run
+from trainref_ray.report.summary import usable_decisions
+from trainref_ray.results import CurationRun, held_out_logits, load_run
 from trainref_ray.run import Stage
 from trainref_ray.schemas import dense_soft_labels, to_matrix
 from trainref_ray.training.calibrate import softmax
@@ -247,7 +247,7 @@ def _curated(run: CurationRun, split: Split, round_: int, *, model: bool) -> Riv
     )
     if not model:
         return result
-    fold = held_out_logits(run, -1)
+    fold = held_out_logits(run.model_stage())
     predictions = run.predictions(run.stages["models"][-1]["round"])
     return replace(
         result,
@@ -268,7 +268,7 @@ def _cost(run: CurationRun) -> dict[str, Any]:
 
 def _curated_again(job: RivalJob, run: CurationRun, split: Split) -> RivalResult:
     """The first round once more with other settings, by the references of the run's own curation."""
-    uids, logits = run.reference_uids[run.is_curating], logits_of(run, split.samples)
+    uids, model = run.reference_uids[run.is_curating], probabilities_of(run, split.samples)
     settings = make_config(job.config.model_dump(), methods.REWEIGHTED[job.method])
     found = curate_arrays(
         embeddings_of(run, split.samples),
@@ -279,7 +279,7 @@ def _curated_again(job: RivalJob, run: CurationRun, split: Split) -> RivalResult
         seed=job.config.seed,
         settings=settings,
         duplicates_of=digests_of(run, split.samples),
-        model_probabilities=None if logits is None else softmax(logits),
+        model_probabilities=model,
     )
     return RivalResult(
         label_quality=found.label_quality,

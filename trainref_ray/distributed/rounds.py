@@ -55,6 +55,7 @@ def round_stages(context: Context, model: Stage, round_: int, first: RoundStages
     decisions = context.stage("decisions", round_, transition.fingerprint, cut.fingerprint)
     return RoundStages(
         context.labelled,
+        model,
         embedded,
         probe,
         evidence,

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import load as load_safetensors
 
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.config import Config, make_config
 from trainref_ray.evaluate import metrics
-from trainref_ray.results import CurationRun
+from trainref_ray.results import CurationRun, model_temperature
 from trainref_ray.schemas import DECISIONS, dense_soft_labels, to_matrix
-from trainref_ray.training.calibrate import fit_temperature, softmax
 
 UNKNOWN = -2
 """Stands for "true label not known" in integer arrays; -1 is METHOD's "belongs to no class"."""
@@ -43,12 +41,12 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
     intervals = _intervals(run, config)
     final: dict[str, Any] = {}
     if run.stages["predictions"]:
-        final = _confidence(run, models[-1], _temperature(run, -1))
+        final = _confidence(run, models[-1], model_temperature(run.model_stage(-1)))
         for index, number in enumerate(models[1:], start=1):
-            rounds[number - 1] |= _confidence(run, number, _temperature(run, index))
+            rounds[number - 1] |= _confidence(run, number, model_temperature(run.model_stage(index)))
         intervals |= _confidence_intervals(run, models[-1], config)
         if config.pretrain.reads_labels:
-            baselines["cross_entropy"] = _confidence(run, models[0], _temperature(run, 0))
+            baselines["cross_entropy"] = _confidence(run, models[0], model_temperature(run.model_stage(0)))
             baselines["cross_entropy"]["intervals"] = _confidence_intervals(run, models[0], config)
     for per_class in config.evaluate.fewer_references:
         figures = _fewer_references(run, config, per_class)
@@ -60,7 +58,7 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "intervals": intervals,
         "rounds": rounds,
         "baselines": baselines,
-        "temperature": _temperature(run, -1) if config.pretrain.reads_labels or models[-1] else None,
+        "temperature": model_temperature(run.model_stage(-1)) if config.pretrain.reads_labels or models[-1] else None,
         "stages": stages,
         "config": run.settings,
         "config_hash": hashlib.sha256(json.dumps(run.settings, sort_keys=True).encode()).hexdigest()[:16],
@@ -184,20 +182,6 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def held_out_logits(run: CurationRun, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logits and trusted labels of the references that a model was not trained on."""
-    path = run.model_stage(index).path("held_out_logits.safetensors")
-    if not run.tables.exists(path):
-        return None
-    content = load_safetensors(run.tables.read_bytes(path))
-    return content["logits"], content["labels"]
-
-
-def _temperature(run: CurationRun, index: int) -> float:
-    found = held_out_logits(run, index)
-    return fit_temperature(*found) if found is not None else 1.0
-
-
 def test_logits(run: CurationRun, round_: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the usable test images; the true label where there is one, else the given."""
     table = run.predictions(round_)
@@ -230,7 +214,7 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
     if table.num_rows > FEWER_REFERENCES_LIMIT:
         return None
     uids = table["uid"].to_numpy()
-    features, logits = to_matrix(table["embedding"]).astype(np.float32), run.model_logits()
+    features, model = to_matrix(table["embedding"]).astype(np.float32), run.model_probabilities()
     labels = np.array(run.stages["references"]["labels"])
     usable = run.is_curating
     chosen = np.concatenate([np.flatnonzero((labels == label) & usable)[:per_class] for label in np.unique(labels)])
@@ -245,7 +229,7 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
         classes=len(run.class_names),
         seed=config.seed,
         settings=config,
-        model_probabilities=None if logits is None else softmax(logits[others]),
+        model_probabilities=None if model is None else model[others],
     )
     part = {name: values[others] for name, values in arrays.items()}
     part |= {
