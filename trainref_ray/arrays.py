@@ -179,6 +179,7 @@ def curate_arrays(
         keep_at=settings.decide.keep_at,
         relabel_entropy=settings.decide.relabel_entropy,
         keep_as=settings.decide.keep_as,
+        relabel_as=settings.decide.relabel_as,
         class_names=class_names,
     )
     return Curation(

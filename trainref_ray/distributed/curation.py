@@ -238,6 +238,7 @@ def decisions_table(
         keep_at=config.decide.keep_at,
         relabel_entropy=config.decide.relabel_entropy,
         keep_as=config.decide.keep_as,
+        relabel_as=config.decide.relabel_as,
         class_names=class_names,
     )
     decided = pa.table(

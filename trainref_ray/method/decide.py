@@ -99,6 +99,7 @@ def written_labels(
     is_reference: np.ndarray,
     *,
     keep_as: Literal["soft", "hard"],
+    relabel_as: Literal["soft", "hard"],
 ) -> np.ndarray:
     """The label distribution that each sample is trained with (METHOD 5, last column of its table).
 
@@ -109,13 +110,14 @@ def written_labels(
         reference_labels: int [N], trusted labels; read for references alone.
         is_reference: bool [N].
         keep_as: write a kept sample's distribution, or its label alone.
+        relabel_as: write a relabelled sample's distribution, or its leading class alone.
 
     Returns:
         float32 [N, C]: q or a one-hot row, each sums to 1; out-of-distribution rows are all 0.
     """
     single = np.where(decision == RELABEL, distribution.argmax(axis=1), labels)
     single = np.where(is_reference, reference_labels, single)
-    hard = is_reference | (decision == RELABEL) | ((decision == KEEP) & (keep_as == "hard"))
+    hard = is_reference | ((decision == RELABEL) & (relabel_as == "hard")) | ((decision == KEEP) & (keep_as == "hard"))
     one_hot = np.zeros_like(distribution, dtype=np.float32)
     one_hot[np.arange(len(single)), single] = 1.0
     written = np.where(hard[:, None], one_hot, distribution.astype(np.float32))

@@ -263,6 +263,7 @@ def score_samples(
     keep_at: float,
     relabel_entropy: float,
     keep_as: Literal["soft", "hard"],
+    relabel_as: Literal["soft", "hard"],
     class_names: Sequence[str] | None,
 ) -> Scores:
     """From a distribution and a distance to the decision (METHOD 4 and 5).
@@ -277,6 +278,7 @@ def score_samples(
         keep_at: least probability of the given label to keep it.
         relabel_entropy: largest entropy, bits, to relabel.
         keep_as: how a kept sample is written.
+        relabel_as: how a relabelled one is.
         class_names: for the reasons; None = by number.
     """
     score = ood.ood_score(raw, cut)
@@ -290,6 +292,8 @@ def score_samples(
         relabel_entropy=relabel_entropy,
         class_names=class_names,
     )
-    written = decide.written_labels(distribution, codes, labels, reference_labels, is_reference, keep_as=keep_as)
+    written = decide.written_labels(
+        distribution, codes, labels, reference_labels, is_reference, keep_as=keep_as, relabel_as=relabel_as
+    )
     best = np.where(is_reference, reference_labels, distribution.argmax(axis=1))
     return Scores(codes, written, best, decide.label_quality(distribution, labels), raw, score, reasons)

@@ -43,13 +43,15 @@ def test_codes_are_the_tables_words():
     assert decide.DECISIONS[decide.OOD] == "ood"
 
 
+@pytest.mark.parametrize("relabel_as", ["soft", "hard"])
 @pytest.mark.parametrize("keep_as", ["soft", "hard"])
-def test_written_labels(keep_as):
+def test_written_labels(keep_as, relabel_as):
     codes, _ = decide.decide(Q, LABELS, IS_REFERENCE, TRUSTED, OOD, **RULES)
     trusted = np.array([2, 1, 1, 1, 1, 1])
-    written = decide.written_labels(Q, codes, LABELS, trusted, IS_REFERENCE, keep_as=keep_as)
+    written = decide.written_labels(Q, codes, LABELS, trusted, IS_REFERENCE, keep_as=keep_as, relabel_as=relabel_as)
     kept = [0.5, 0.4, 0.1] if keep_as == "soft" else [1, 0, 0]
-    expected = [[0, 0, 1], [0, 0, 0], kept, [0, 1, 0], [0.2, 0.6, 0.2], [0.45, 0.3, 0.25]]
+    replaced = Q[3] if relabel_as == "soft" else [0, 1, 0]
+    expected = [[0, 0, 1], [0, 0, 0], kept, replaced, [0.2, 0.6, 0.2], [0.45, 0.3, 0.25]]
     np.testing.assert_allclose(written, expected, rtol=1e-6)
 
 
