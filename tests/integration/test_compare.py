@@ -112,6 +112,10 @@ def test_each_method_has_the_figures_that_it_can_have(out: Path, methods: tuple[
     assert measured("knn") == set(METRICS)
     for method in ("logistic_regression", "model_self_confidence", *TRAINED):
         assert measured(method) == labels | tests, method
+    assert measured("trainref/hard-label") == {"relabel_accuracy", "soft_nll", "soft_kl"}
+    ours, hard = (rows_of(out)[method, 0]["metrics"] for method in ("trainref", "trainref/hard-label"))
+    assert hard["relabel_accuracy"] == ours["relabel_accuracy"]
+    assert hard["soft_kl"] != ours["soft_kl"]
     for method in ("trainref/round-1", *REWEIGHTED):
         assert measured(method) == labels | foreign, method
     if "cleanlab_ood_features" in methods:

@@ -19,6 +19,8 @@ from trainref_ray.errors import ConfigError
 OURS = "trainref"
 FIRST_ROUND = "trainref/round-1"
 """The run's own first curation, on the embeddings that the rivals get."""
+HARD_LABEL = "trainref/hard-label"
+"""The last curation's leading class alone: what hard relabelling writes."""
 REWEIGHTED: dict[str, dict[str, Any]] = {
     "trainref/influence": {"vote": {"vote_weight": 0.0, "influence_weight": 1.0, "model_weight": 0.0}},
     "trainref/vote": {"vote": {"vote_weight": 1.0, "influence_weight": 0.0, "model_weight": 0.0}},
@@ -45,7 +47,7 @@ ON_PROBABILITIES = tuple(name for name in CLEANLAB if name != "cleanlab_ood_feat
 PRETRAINED = "model_self_confidence"
 """The model before any curation, asked for its probabilities."""
 TRAINED = (*RIVALS, "disc")
-METHODS = (OURS, FIRST_ROUND, *REWEIGHTED, *RETRAINED, *ON_FEATURES, *CLEANLAB, PRETRAINED, *TRAINED)
+METHODS = (OURS, HARD_LABEL, FIRST_ROUND, *REWEIGHTED, *RETRAINED, *ON_FEATURES, *CLEANLAB, PRETRAINED, *TRAINED)
 """All, in the order of the table."""
 
 SHORT_BELOW = 380

@@ -399,6 +399,8 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
         own = {key: settings[key] for key in ("backbone", "model", "pretrain")}
         rate = facts["noise_rate"] if name == "disc" else None
         return content | own | {"image_passes": facts["image_passes"], "noise_rate": rate}
+    if name == methods.HARD_LABEL:
+        return content | {"decisions": stages["rounds"][-1]["decisions"]}
     content["embeddings"] = stages["rounds"][0]["embeddings"]
     if name == methods.FIRST_ROUND:
         return content | {"decisions": stages["rounds"][0]["decisions"]}

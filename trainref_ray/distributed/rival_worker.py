@@ -215,6 +215,9 @@ def _judge(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult, 
     name = job.method
     if name == methods.OURS or name in methods.RETRAINED:
         return _curated(run, split, run.rounds, model=True), _cost(run)
+    if name == methods.HARD_LABEL:
+        best = _curated(run, split, run.rounds, model=False).best_class
+        return RivalResult(soft_label=np.eye(len(run.class_names), dtype=np.float32)[best]), {"seconds": None}
     if name == methods.FIRST_ROUND:
         return _curated(run, split, 1, model=False), {"seconds": None}
     if name in methods.REWEIGHTED:
