@@ -64,9 +64,13 @@ class Data:
         """Rows that are no references."""
         return np.setdiff1d(np.arange(len(self.truth)), self.references)
 
+    def embedded(self, model: Classifier) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the model says of all images, scaled by the references."""
+        return embed(model, self.images, (self.images[self.references], self.truth[self.references]))
+
     def figures(self, model: Classifier, config: Config) -> list[float]:
         """The values of `FIGURES` of a curation with the model."""
-        found = curation_figures(*embed(model, self.images), self.given, self.truth, self.references, config, CLASSES)
+        found = curation_figures(*self.embedded(model), self.given, self.truth, self.references, config, CLASSES)
         return [float(found[name] or 0.0) for name in FIGURES]
 
     def accuracy(self, model: Classifier) -> float:
@@ -88,7 +92,7 @@ def finetuned(start: Classifier, data: Data, config: Config) -> Classifier:
     """The model after the preset's rounds."""
     model = start
     for _ in range(config.rounds):
-        found = curated(*embed(model, data.images), data.given, data.truth, data.references, config, CLASSES)
+        found = curated(*data.embedded(model), data.given, data.truth, data.references, config, CLASSES)
         kept = found.decision != "ood"
         model = trained(
             copy.deepcopy(model),

@@ -29,7 +29,7 @@ from trainref_ray.data.reference import draw_references
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, predict
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.models.probe import fit_probe
-from trainref_ray.training.calibrate import softmax
+from trainref_ray.training.calibrate import fit_temperature, softmax
 from trainref_ray.training.loop import ArrayBatches, TrainPlan, add_projection, steps_per_epoch, train
 
 CLASSES, SIDE, TEST_IMAGES = 10, 32, 2000
@@ -70,10 +70,24 @@ def trained(
     return model
 
 
-def embed(model: Classifier, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Embeddings float32 [N, D], unit norm, and the head's probabilities [N, C], if it has one."""
-    vectors, logits = predict(model, images, bf16=use_bf16(None, "cpu"))
-    return vectors.astype(np.float32), softmax(logits) if logits.shape[1] else None
+def embed(
+    model: Classifier, images: np.ndarray, held_out: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Embeddings float32 [N, D], unit norm, and the head's probabilities [N, C], if it has one.
+
+    Args:
+        model: embeds.
+        images: uint8 [N, S, S, 3].
+        held_out: images and trusted labels that the probabilities are scaled by; None = as they are.
+    """
+    bf16 = use_bf16(None, "cpu")
+    vectors, logits = predict(model, images, bf16=bf16)
+    if not logits.shape[1]:
+        return vectors.astype(np.float32), None
+    temperature = 1.0
+    if held_out is not None:
+        temperature = fit_temperature(predict(model, held_out[0], bf16=bf16)[1], held_out[1])
+    return vectors.astype(np.float32), softmax(logits, temperature)
 
 
 def probe_accuracy(
@@ -110,7 +124,8 @@ class Trial:
 
     def measure(self, model: Classifier, noise: str, seconds: float) -> list[float]:
         """The values of `FIGURES` of one model under one noise."""
-        (vectors, probabilities), rows = embed(model, self.images), self.references
+        rows = self.references
+        vectors, probabilities = embed(model, self.images, (self.images[rows], self.truth[rows]))
         curated = curation_figures(vectors, probabilities, self.noisy[noise], self.truth, rows, self.config, CLASSES)
         found = {name: value for name, value in curated.items() if name in FIGURES and value is not None}
         found["probe_on_references"] = probe_accuracy(
