@@ -90,8 +90,8 @@ class PretrainSettings(TrainSettings):
 
     objective: Literal["supervised", "contrastive", "none"] = "supervised"
     """On the noisy labels; on pairs of views of all images, no label read (SimCLR); or model.weights as they are.
-    5,000 CIFAR-10 images, three seeds, noise_auroc: with 40 % of the labels wrong supervised 0.91, contrastive 0.85; with
-    80 % 0.71 and 0.76 (benchmarks/results/pretraining.md)."""
+    5,000 CIFAR-10 images, three seeds, noise_auroc: with 40 % of the labels wrong supervised 0.91, contrastive 0.85;
+    with 80 % 0.71 and 0.76 (benchmarks/results/pretraining.md)."""
     contrastive_temperature: float = Field(0.5, gt=0)
     """Of the contrastive loss; lower = the nearest other images weigh more."""
     contrastive_area: float = Field(0.2, gt=0, le=1)
