@@ -1,11 +1,11 @@
 """How far the temperature from the held-out references is from the best one, model by model of finished curations.
 
-    python benchmarks/temperature.py RUN [RUN ...] --out benchmarks/results/temperature.md
+    python benchmarks/temperature.py NAME=RUN [NAME=RUN ...] --out benchmarks/results/temperature.md
 
-Each RUN has test images. The best temperature on these is a yardstick here; no run reads it. "Scatter": standard
-deviation of log temperature over held-out references drawn again with replacement. "Too sure by": mean confidence less
-accuracy on the test images, after scaling with the fitted temperature. "Curate": the held-out references are among
-those that samples are compared with, and so reach the model through the labels of others.
+Each RUN has test images; NAME stands in the table. The best temperature on these is a yardstick here; no run reads it.
+"Scatter": standard deviation of log temperature over held-out references drawn again with replacement. "Too sure by":
+mean confidence less accuracy on the test images, after scaling with the fitted temperature. "Curate": the held-out
+references are among those that samples are compared with, and so reach the model through the labels of others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainref_ray.training.calibrate import fit_temperature, softmax
 RESAMPLES = 200
 
 
-def rows(path: str) -> list[str]:
+def rows(name: str, path: str) -> list[str]:
     """A line of the table for each model of a run that has a head."""
     run, lines = load_run(path), []
     curate = bool(set(run.stages["held_out"]) & set(run.stages["curating"]))
@@ -40,14 +40,7 @@ def rows(path: str) -> list[str]:
         eces = [metrics.ece(softmax(logits, temperature), labels) for temperature in (1.0, fitted, best)]
         scaled = softmax(logits, fitted)
         too_sure = float(scaled.max(axis=1).mean() - (scaled.argmax(axis=1) == labels).mean())
-        cells = [
-            f"{len(run.class_names)}",
-            f"{model['round']}",
-            f"{count}",
-            "yes" if curate else "no",
-            f"{fitted:.3f}",
-            f"{best:.3f}",
-        ]
+        cells = [name, f"{model['round']}", f"{count}", "yes" if curate else "no", f"{fitted:.3f}", f"{best:.3f}"]
         cells += [f"{scatter:.3f}", *(f"{value or 0.0:.3f}" for value in eces), f"{too_sure:+.3f}"]
         right = [(found.argmax(axis=1) == of).mean() for found, of in (held_out, (logits, labels))]
         cells += [f"{share:.3f}" for share in right]
@@ -62,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     names = [
-        "classes",
+        "run",
         "fine-tunings",
         "held out",
         "curate",
@@ -75,8 +68,11 @@ def main() -> None:
     ]
     names += ["too sure by", "accuracy, held out", "accuracy, test"]
     content = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for path in arguments.runs:
-        content += rows(path)
+    for run in arguments.runs:
+        name, equals, path = run.partition("=")
+        if not equals:
+            parser.error(f"{run!r} is no NAME=RUN")
+        content += rows(name, path)
     text = "\n".join(content) + "\n"
     print(text)
     arguments.out.write_text(text, encoding="utf-8")
