@@ -39,7 +39,7 @@ from trainref_ray.evaluate import metrics
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_model, predict, save_model
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.retrieval.exact import build_exact_search
-from trainref_ray.training.calibrate import fit_temperature, softmax
+from trainref_ray.training.calibrate import draw_samples, fit_held_out, softmax
 from trainref_ray.training.loop import (
     ArrayBatches,
     EpochReport,
@@ -68,6 +68,10 @@ FIGURES = (
     *("accuracy", "ece", "ece_ts", "nll_ts"),
     *("noise_auroc", "noise_f1", "quality_ece", "relabel_accuracy", "references_noise_rate"),
 )
+
+
+Targets = tuple[np.ndarray, np.ndarray]
+"""Rows int64 [n] of the training images and label distributions float32 [n, C]."""
 
 
 class OutOfTime(Exception):
@@ -224,11 +228,13 @@ def pretrained(task: Task, folder: Path, backbone: Classifier, deadline: float) 
     return model_in(folder, ModelSpec(classes=task.classes, **task.recipe["model"]), make, deadline)
 
 
-def curated(task: Task, folder: Path, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def curated(
+    task: Task, folder: Path, model: Classifier, unseen: Targets | None
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Rows to train on, their targets float32 [n, C], and the figures of one curation; kept in `folder`."""
     path = folder / "curation.npz"
     if not path.exists():
-        rows, targets, figures = _curate(task, model)
+        rows, targets, figures = _curate(task, model, unseen)
         folder.mkdir(parents=True, exist_ok=True)
         aside = folder / "curation.part.npz"
         np.savez(aside, rows=rows, targets=targets.astype(np.float16), figures=json.dumps(figures))
@@ -237,12 +243,24 @@ def curated(task: Task, folder: Path, model: Classifier) -> tuple[np.ndarray, np
         return content["rows"], content["targets"].astype(np.float32), json.loads(str(content["figures"]))
 
 
-def _curate(task: Task, model: Classifier) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def temperature_of(task: Task, logits: np.ndarray, unseen: Targets | None) -> float:
+    """By the held-out references and the curated samples that a model has not seen.
+
+    Args:
+        task: the setting.
+        logits: float32 [N, C] of all training images.
+        unseen: rows and targets of these samples.
+    """
+    trusted = (logits[task.held_out], task.data.labels[task.held_out]) if len(task.held_out) else None
+    curated = (logits[unseen[0]], unseen[1]) if unseen is not None and len(unseen[0]) else None
+    return fit_held_out(trusted, curated)
+
+
+def _curate(task: Task, model: Classifier, unseen: Targets | None) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     vectors, logits = predict(model, task.data.pixels, device=task.device, bf16=use_bf16(None, task.device))
     others, learned = task.others, np.setdiff1d(task.references, task.held_out)
     settings: Any = json.loads(json.dumps(task.recipe["curation"]), object_hook=lambda group: SimpleNamespace(**group))
-    held_out = logits[task.held_out], task.data.labels[task.held_out]
-    temperature = fit_temperature(*held_out) if settings.vote.calibrate_model else 1.0
+    temperature = temperature_of(task, logits, unseen) if settings.vote.calibrate_model else 1.0
     found = curate_arrays(
         vectors[others],
         task.given[others],
@@ -281,20 +299,24 @@ def run_task(task: Task, test: Images, work: Path, deadline: float) -> dict[str,
     recipe, count = task.recipe, len(task.given)
     shared = work / _folder(task.name.partition(":")[0], count, task.seed, recipe["model"], recipe["contrastive"])
     own = work / _folder(task.name, count, task.seed, recipe)
-    spec = ModelSpec(classes=task.classes, **task.recipe["model"])
+    spec = ModelSpec(classes=task.classes, **recipe["model"])
     model = pretrained(task, own / "pretrain", label_free(task, shared, deadline), deadline)
     rounds = []
-    for round_ in range(1, task.recipe["rounds"] + 1):
+    unseen: Targets | None = None
+    for round_ in range(1, recipe["rounds"] + 1):
         folder = own / f"finetune-{round_}"
-        rows, targets, figures = curated(task, folder, model)
+        rows, targets, figures = curated(task, folder, model, unseen)
         rounds.append(figures)
-        start, settings = model, task.recipe["finetune"]
-        fine_tune = partial(trained, task, folder, start, settings, rows, targets, deadline)
+        samples = np.sort(np.setdiff1d(rows, task.references))
+        drawn = np.isin(rows, draw_samples(samples, recipe["held_out_samples"], task.seed))
+        unseen = rows[drawn], targets[drawn]
+        start, settings = model, recipe["finetune"]
+        fine_tune = partial(trained, task, folder, start, settings, rows[~drawn], targets[~drawn], deadline)
         model = model_in(folder, spec, fine_tune, deadline)
     precision = use_bf16(None, task.device)
     _, logits = predict(model, test.pixels, device=task.device, bf16=precision)
-    _, references = predict(model, task.data.pixels[task.held_out], device=task.device, bf16=precision)
-    temperature = fit_temperature(references, task.data.labels[task.held_out])
+    _, training_logits = predict(model, task.data.pixels, device=task.device, bf16=precision)
+    temperature = temperature_of(task, training_logits, unseen)
     last = metrics.confidence_metrics(logits, test.labels, temperature)
     setting = re.sub("[^:]*/", "", task.name)  # a file's name, not where it lies on this machine
     return {"setting": setting, "seed": task.seed, "rounds": rounds, "test": last, "temperature": temperature}
@@ -307,7 +329,8 @@ def table(rows: list[dict[str, Any]], device: str, recipe: dict[str, Any]) -> st
         f"{device}. {recipe['model']['backbone']} from scratch at {recipe['model']['image_size']} px, "
         f"{recipe['contrastive']['epochs']} epochs without labels, {recipe['pretrain']['epochs']} on the noisy ones, "
         f"{recipe['rounds']} rounds with {recipe['finetune']['epochs']} epochs of fine-tuning each; "
-        f"{counts['per_class']} references a class, {counts['held_out']} of them held out for epoch and temperature.",
+        f"{counts['per_class']} references a class, {counts['held_out']} of them held out for epoch and temperature, "
+        f"and at most {recipe['held_out_samples']} curated samples left out of each fine-tuning for its temperature.",
         "",
         f"| setting | seed | {' | '.join(FIGURES)} | C2D, accuracy % | TrainRef paper |",
         "|---" * (len(FIGURES) + 4) + "|",

@@ -215,6 +215,9 @@ class CalibrateSettings(Settings):
     per_class: int = Field(5, ge=0)
     """References a class, at most, that no training sees: they choose the epoch and the temperature. Where they are at
     most half of the class's references, the curation is without them too."""
+    samples: int = Field(1000, ge=0)
+    """Curated samples, at most and at most one in 32, that a fine-tuning does not see: its temperature is fitted to
+    their label distributions as well."""
 
 
 class EvaluateSettings(Settings):

@@ -16,19 +16,25 @@ from safetensors.numpy import load as load_safetensors
 from trainref_ray.errors import ResumeError
 from trainref_ray.run import RUN_FILE, SWEEP_FILE, Stage, Storage
 from trainref_ray.schemas import to_matrix
-from trainref_ray.training.calibrate import fit_temperature, softmax
+from trainref_ray.training.calibrate import fit_held_out, softmax
+
+HELD_OUT = "held_out"
+"""References that no training sees, and their trusted labels."""
+HELD_OUT_SAMPLES = "held_out_samples"
+"""Curated samples that a fine-tuning does not see, and their label distributions."""
 
 
-def held_out_logits(model: Stage) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logits float32 [H, C] of the references that a model was not trained on, and their trusted labels int64 [H].
+def held_out_logits(model: Stage, file: str = HELD_OUT) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits float32 [n, C] of what a model was not trained on, and their labels.
 
     Args:
         model: the stage of its training.
+        file: `HELD_OUT`, labels int64 [n], or `HELD_OUT_SAMPLES`, labels float32 [n, C].
 
     Returns:
-        None if there is no such reference, or the model has no head.
+        None if there is nothing of the kind, or the model has no head.
     """
-    path = model.path("held_out_logits.safetensors")
+    path = model.path(f"{file}_logits.safetensors")
     if not model.storage.exists(path):
         return None
     content = load_safetensors(model.storage.read_bytes(path))
@@ -36,9 +42,8 @@ def held_out_logits(model: Stage) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def model_temperature(model: Stage) -> float:
-    """The temperature that fits `held_out_logits` best; 1 without any."""
-    found = held_out_logits(model)
-    return 1.0 if found is None else fit_temperature(*found)
+    """The temperature of a model by the references, and the curated samples, that it was not trained on; 1 without."""
+    return fit_held_out(held_out_logits(model), held_out_logits(model, HELD_OUT_SAMPLES))
 
 
 @dataclass(frozen=True)

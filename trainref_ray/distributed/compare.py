@@ -452,6 +452,11 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         "Methods on embeddings, and trainref/… without a training, get round 1's float16 embeddings, of the model that "
         "was trained on the noisy labels; their seconds leave that training out.",
     ]
+    if config.calibrate.samples:
+        notes.append(
+            "trainref's temperature is also fitted to the label distributions of at most "
+            f"{config.calibrate.samples:,} curated samples that its last training left out; a rival has none."
+        )
     if not first["references"]:
         notes.append(
             f"All references are held out (calibrate.per_class {config.calibrate.per_class}): no rival was trained on "

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainref_ray.config import FinetuneSettings, PretrainSettings, TrainSettings
-from trainref_ray.distributed.context import NO_REFERENCES, Context, References
+from trainref_ray.distributed.context import NO_REFERENCES, Context
 from trainref_ray.distributed.curation import RoundStages
 from trainref_ray.distributed.datasource import ReadPlan
 from trainref_ray.distributed.embedding import Output, apply_model
 from trainref_ray.distributed.inventory import add_noise, choose_references, take_inventory
 from trainref_ray.distributed.rounds import curate_round, round_stages
+from trainref_ray.distributed.stages import gather_rows
 from trainref_ray.distributed.trainer import HeldOut, TrainJob, run_training, save_held_out, write_weights
 from trainref_ray.models.backbones import ModelSpec
+from trainref_ray.results import HELD_OUT, HELD_OUT_SAMPLES
 from trainref_ray.run import Stage
+from trainref_ray.schemas import dense_soft_labels
+from trainref_ray.training.calibrate import draw_samples
+
+CURATED = ("keep", "relabel", "soften")
+"""Decisions of samples that a model is trained on."""
 
 
 @dataclass
@@ -120,21 +128,33 @@ class Pipeline:
         context, settings = self.context, self.context.config.finetune
         decisions = self.rounds[-1].decisions
         stage = context.stage("finetune", round_, decisions.fingerprint, self.models[-1].fingerprint)
-        counts = decision_counts(context, decisions)
-        rows = counts["keep"] + counts["relabel"] + counts["soften"]
+        uids = curated_uids(context, decisions)
+        drawn = draw_samples(
+            np.setdiff1d(uids, context.references.uids), context.config.calibrate.samples, context.config.seed
+        )
         plan = ReadPlan(context.format(), pixels=True, targets=decisions)
         start = None if settings.reset else self.models[-1].path("model")
-        self._train(stage, settings, rows, plan, start=start)
+        self._train(stage, settings, len(uids), plan, start=start, drawn=drawn)
 
-    def _train(self, stage: Stage, settings: TrainSettings, rows: int, plan: ReadPlan, *, start: str | None) -> None:
-        """Train a model in its stage, on `rows` images less the held-out references; on all, if no label is read."""
+    def _train(
+        self,
+        stage: Stage,
+        settings: TrainSettings,
+        rows: int,
+        plan: ReadPlan,
+        *,
+        start: str | None,
+        drawn: np.ndarray = NO_REFERENCES.uids,
+    ) -> None:
+        """Train a model in its stage, on `rows` images less the held-out references and the samples that are drawn,
+        int64 uids; on all, if no label is read."""
         context, config = self.context, self.context.config
         reads_labels = not isinstance(settings, PretrainSettings) or settings.reads_labels
         references, held_out = context.references, context.held_out()
         if not reads_labels:
             references = held_out = NO_REFERENCES
         shards = tuple(shard for shard in context.shards if context.usable[shard.shard_id])
-        rows -= len(held_out.uids)
+        rows -= len(held_out.uids) + len(drawn)
         self.models.append(stage)
         job = TrainJob(
             stage=stage,
@@ -142,7 +162,7 @@ class Pipeline:
             rows=rows,
             plan=plan,
             labels=dict(zip(references.uids.tolist(), references.labels.tolist(), strict=True)),
-            held_out=frozenset(held_out.uids.tolist()),
+            held_out=frozenset([*held_out.uids.tolist(), *drawn.tolist()]),
             spec=self._spec(classes=context.classes if reads_labels else 0),
             start=start,
             settings=settings,
@@ -159,19 +179,23 @@ class Pipeline:
                 stage.name, stage.round, shards=len(shards), reused=0, items=items, epochs=epochs
             ) as progress:
                 if len(held_out.uids):
-                    save_held_out(stage, self._held_out_images(held_out))
+                    save_held_out(stage, HELD_OUT, HeldOut(self._images(held_out.uids), held_out.labels))
+                if plan.targets is not None and len(drawn):
+                    targets = gather_rows(plan.targets, drawn, ["soft_label"])["soft_label"]
+                    labels = dense_soft_labels(targets, context.classes)
+                    save_held_out(stage, HELD_OUT_SAMPLES, HeldOut(self._images(drawn), labels))
                 run_training(job, context.home, progress)
 
         context.once(stage, stage.is_done, len(shards), compute)
 
-    def _held_out_images(self, held_out: References) -> HeldOut:
-        images = self.context.read_images(held_out.uids, pixels=True)
-        return HeldOut(np.stack([images[uid] for uid in held_out.uids.tolist()]), held_out.labels)
+    def _images(self, uids: np.ndarray) -> np.ndarray:
+        """uint8 [n, S, S, 3]."""
+        images = self.context.read_images(uids, pixels=True)
+        return np.stack([images[uid] for uid in uids.tolist()])
 
 
-def decision_counts(context: Context, stage: Stage) -> Counter[str]:
-    """Decisions of all samples."""
-    counts: Counter[str] = Counter()
-    for shard in context.shards:
-        counts.update(stage.read_shard(shard.shard_id, ["decision"])["decision"].to_pylist())
-    return counts
+def curated_uids(context: Context, decisions: Stage) -> np.ndarray:
+    """uids int64 [n] of the samples that have a label distribution: kept, relabelled, softened."""
+    tables = [decisions.read_shard(shard.shard_id, ["uid", "decision"]) for shard in context.shards]
+    used = [pc.is_in(table["decision"].cast(pa.string()), pa.array(CURATED)) for table in tables]
+    return np.concatenate([table["uid"].filter(mask).to_numpy() for table, mask in zip(tables, used, strict=True)])

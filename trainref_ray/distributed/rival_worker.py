@@ -41,7 +41,7 @@ from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_mod
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.report.scores import METRICS, Truth, score
 from trainref_ray.report.summary import usable_decisions
-from trainref_ray.results import CurationRun, held_out_logits, load_run
+from trainref_ray.results import CurationRun, load_run, model_temperature
 from trainref_ray.run import Stage
 from trainref_ray.schemas import dense_soft_labels, to_matrix
 from trainref_ray.training.calibrate import softmax
@@ -250,12 +250,11 @@ def _curated(run: CurationRun, split: Split, round_: int, *, model: bool) -> Riv
     )
     if not model:
         return result
-    fold = held_out_logits(run.model_stage())
     predictions = run.predictions(run.stages["models"][-1]["round"])
     return replace(
         result,
         test_logits=None if predictions is None else to_matrix(predictions.sort_by("uid")["logits"]),
-        held_out_logits=None if fold is None else fold[0],
+        temperature=np.array(model_temperature(run.model_stage())),
     )
 
 

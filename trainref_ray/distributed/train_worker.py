@@ -26,6 +26,7 @@ from trainref_ray.distributed.states import latest_state, write_state
 from trainref_ray.distributed.trainer import TrainJob
 from trainref_ray.models.backbones import build, load_model, predict, save_model
 from trainref_ray.models.precision import use_bf16
+from trainref_ray.results import HELD_OUT, HELD_OUT_SAMPLES
 from trainref_ray.run import Stage
 from trainref_ray.schemas import dense_soft_labels
 from trainref_ray.training.loop import (
@@ -60,7 +61,7 @@ def run_worker(job: TrainJob) -> None:
     with TemporaryDirectory() as scratch:
         model = _start_model(job, Path(scratch))
         state = _latest_state(job, Path(scratch))
-        held_out = _held_out(job.stage)
+        held_out = _held_out(job.stage, HELD_OUT)
         if job.settings.freeze_backbone:
             model.freeze_backbone()  # before it is wrapped, which notes the parameters that are trained
         distributed = ray.train.torch.prepare_model(model, parallel_strategy="ddp" if world > 1 else None)
@@ -71,7 +72,7 @@ def run_worker(job: TrainJob) -> None:
 
         final = train(distributed, source, plan, validation=held_out, state=state, on_epoch=on_epoch)
         if rank == 0:
-            _release(job, model, final, held_out, Path(scratch))
+            _release(job, model, final, Path(scratch))
 
 
 def _train_plan(job: TrainJob, rank: int, world: int, batch_size: int) -> TrainPlan:
@@ -106,18 +107,16 @@ def _latest_state(job: TrainJob, scratch: Path) -> TrainState | None:
     return None if folder is None else load_state(folder)
 
 
-def _held_out(stage: Stage) -> tuple[np.ndarray, np.ndarray] | None:
-    path = stage.path("held_out.safetensors")
+def _held_out(stage: Stage, file: str) -> tuple[np.ndarray, np.ndarray] | None:
+    path = stage.path(f"{file}.safetensors")
     if not stage.storage.exists(path):
         return None
     tensors = load_safetensors(stage.storage.read_bytes(path))
     return tensors["pixels"], tensors["labels"]
 
 
-def _release(
-    job: TrainJob, model: Any, state: TrainState, held_out: tuple[np.ndarray, np.ndarray] | None, scratch: Path
-) -> None:
-    """Write the model, and its logits for the held-out references, which temperature scaling needs."""
+def _release(job: TrainJob, model: Any, state: TrainState, scratch: Path) -> None:
+    """Write the model, and its logits for what was held out, which temperature scaling needs."""
     model.load_state_dict(state.final())
     if job.contrastive:
         model.set_classes(0)  # the projection ends here
@@ -125,12 +124,13 @@ def _release(
     storage = job.stage.storage
     storage.upload(scratch / "model", job.stage.path("model"))
     storage.write_json(job.stage.path("history.json"), [asdict(report) for report in state.history])
-    if held_out is not None:
-        device = str(ray.train.torch.get_device())
-        _, logits = predict(model, held_out[0], device=device, bf16=use_bf16(job.cluster.bf16, device))
-        storage.write_bytes(
-            job.stage.path("held_out_logits.safetensors"), save_safetensors({"logits": logits, "labels": held_out[1]})
-        )
+    device = str(ray.train.torch.get_device())
+    for file in (HELD_OUT, HELD_OUT_SAMPLES):
+        held_out = _held_out(job.stage, file)
+        if held_out is not None:
+            _, logits = predict(model, held_out[0], device=device, bf16=use_bf16(job.cluster.bf16, device))
+            tensors = {"logits": logits, "labels": held_out[1]}
+            storage.write_bytes(job.stage.path(f"{file}_logits.safetensors"), save_safetensors(tensors))
     job.stage.finish({"epochs": len(state.history)})
 
 

@@ -77,16 +77,27 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The references that no training sees: uint8 [R, S, S, 3] pixels, int64 [R] labels."""
+    """What a training does not see: references, or samples of a curation.
+
+    Attributes:
+        pixels: uint8 [n, S, S, 3].
+        labels: int64 [n] of references, float32 [n, C] distributions of samples.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
 
 
-def save_held_out(stage: Stage, held_out: HeldOut) -> None:
-    """Write the held-out references beside the states, where rank 0 finds them."""
+def save_held_out(stage: Stage, file: str, held_out: HeldOut) -> None:
+    """Write what is held out beside the states, where rank 0 finds it.
+
+    Args:
+        stage: of the training.
+        file: `HELD_OUT` or `HELD_OUT_SAMPLES`.
+        held_out: not empty.
+    """
     tensors = {"pixels": held_out.pixels, "labels": held_out.labels}
-    stage.storage.write_bytes(stage.path("held_out.safetensors"), save_safetensors(tensors))
+    stage.storage.write_bytes(stage.path(f"{file}.safetensors"), save_safetensors(tensors))
 
 
 def write_weights(stage: Stage, spec: ModelSpec) -> None:

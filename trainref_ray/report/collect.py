@@ -22,7 +22,7 @@ from trainref_ray.report.content import (
 )
 from trainref_ray.report.page import render, render_ood
 from trainref_ray.report.summary import UNKNOWN, curated_class_counts, test_logits, true_labels, usable_decisions
-from trainref_ray.results import CurationRun
+from trainref_ray.results import HELD_OUT_SAMPLES, CurationRun, held_out_logits
 from trainref_ray.training.calibrate import softmax
 
 SHOWN_SUPPORTERS = 4
@@ -268,7 +268,7 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
     held_out = len(run.stages["held_out"])
     if config.pretrain.reads_labels:
         notes.append(f"{held_out} references were seen by no training; they chose the epoch and the temperature.")
-        return notes
+        return [*notes, *_samples_note(run)]
     notes.append(
         "The first embeddings are of a backbone that was trained on no label of these images: "
         "there is no cross-entropy on the noisy labels to compare with."
@@ -277,4 +277,14 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
         notes.append("No head was trained: the model gives embeddings, and has no temperature.")
     else:
         notes.append(f"The labels of {held_out} references were seen by no training; they chose the temperature.")
-    return notes
+    return [*notes, *_samples_note(run)]
+
+
+def _samples_note(run: CurationRun) -> list[str]:
+    found = held_out_logits(run.model_stage(), HELD_OUT_SAMPLES)
+    if found is None:
+        return []
+    return [
+        f"{len(found[1]):,} of the curated samples were left out of the fine-tuning; their label distributions had a "
+        "say in the temperature."
+    ]

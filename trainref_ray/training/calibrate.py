@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 LOWEST, HIGHEST = 0.05, 20.0
@@ -24,12 +26,28 @@ GRID = 61
 REFINEMENTS = 40
 """Golden-section steps between two neighbours of the best point, which narrow it by 0.618 each: to below 1e-8."""
 
+HELD_OUT_SHARE = 32
+"""Of so many curated samples at most one is left out of a training: 3 % fewer images."""
+
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Probabilities float32 [n, C] of logits [n, C] divided by the temperature (above 0; higher = less sure)."""
     scaled = np.asarray(logits, np.float64) / temperature
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """A fitted log temperature, and its variance by the curvature of the cost: at most 1, the prior's own."""
+
+    log_temperature: float
+    variance: float
+
+    @property
+    def temperature(self) -> float:
+        """In [0.05, 20]."""
+        return float(np.exp(self.log_temperature))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -44,14 +62,38 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ValueError: no sample, lengths that differ, a label out of range, or logits that are not finite.
     """
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-    if logits.ndim != 2 or len(logits) == 0 or labels.shape != logits.shape[:1]:
+    return fit_labels(logits, labels).temperature
+
+
+def fit_labels(logits: np.ndarray, labels: np.ndarray) -> TemperatureFit:
+    """As `fit_temperature`, with its variance."""
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    if labels.shape != logits.shape[:1] or labels.size == 0:
         raise ValueError(f"logits {logits.shape} and labels {labels.shape}: need [n, C] and [n] with n of 1 or more")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(f"labels from {labels.min()} to {labels.max()}; allowed: 0 to {logits.shape[1] - 1}")
+    return fit_distributions(logits, np.eye(logits.shape[1], dtype=np.float32)[labels])
+
+
+def fit_distributions(logits: np.ndarray, distributions: np.ndarray) -> TemperatureFit:
+    """As `fit_temperature`, to label distributions: the cost of a sample is its mean over the distribution.
+
+    Args:
+        logits: float [n, C], n >= 1.
+        distributions: float [n, C], rows sum to 1.
+
+    Raises:
+        ValueError: no sample, shapes that differ, or logits that are not finite.
+    """
+    logits = np.asarray(logits, np.float64)
+    if logits.ndim != 2 or len(logits) == 0 or distributions.shape != logits.shape:
+        raise ValueError(
+            f"logits {logits.shape} and distributions {distributions.shape}: need [n, C] with n of 1 or more"
+        )
     if not np.isfinite(logits).all():
         raise ValueError("logits hold values that are not finite: the model has diverged")
-    margins = logits - logits[np.arange(len(labels)), labels][:, None]
+    # less the mean logit of the distribution, so that the cost of a row is its log-sum-exp alone
+    margins = logits - (distributions * logits).sum(axis=1, keepdims=True)
 
     def cost(log_temperature: float) -> float:
         scaled = margins * np.exp(-log_temperature)
@@ -69,4 +111,69 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
             high = right
         else:
             low = left
-    return float(np.clip(np.exp((low + high) / 2), LOWEST, HIGHEST))
+    found = float(np.clip((low + high) / 2, np.log(LOWEST), np.log(HIGHEST)))
+    return TemperatureFit(found, 1 / max(PRIOR_STRENGTH, PRIOR_STRENGTH + _curvature(margins, found)))
+
+
+def _curvature(margins: np.ndarray, log_temperature: float) -> float:
+    """Second derivative of the samples' cost by the log temperature."""
+    scaled = margins * np.exp(-log_temperature)
+    probabilities = softmax(scaled).astype(np.float64)
+    mean = (probabilities * scaled).sum(axis=1)
+    variance = (probabilities * (scaled - mean[:, None]) ** 2).sum(axis=1)
+    return float((variance + mean).sum())
+
+
+def pool_fits(trusted: TemperatureFit, curated: TemperatureFit) -> float:
+    """One temperature of a fit to few trusted labels and one to many curated distributions.
+
+    The first is right on average and scatters; the second hardly scatters, but is off by as much as the distributions
+    are. Their difference beyond what both scatter estimates the square of that error, and each weighs by the inverse
+    of its variance, the second's with that square added (the random-effects estimate of DerSimonian and Laird 1986,
+    for two studies of which one is unbiased). So a few references hardly speak where both agree, and the curated
+    distributions hardly speak where many references contradict them.
+
+    Args:
+        trusted: to references that neither the training nor the curation saw.
+        curated: to the curated distributions of samples that the training did not see.
+    """
+    difference = trusted.log_temperature - curated.log_temperature
+    squared_error = max(0.0, difference**2 - trusted.variance - curated.variance)
+    weights = 1 / np.array([trusted.variance, curated.variance + squared_error])
+    pooled = weights @ [trusted.log_temperature, curated.log_temperature] / weights.sum()
+    return float(np.exp(pooled))
+
+
+def fit_held_out(trusted: tuple[np.ndarray, np.ndarray] | None, curated: tuple[np.ndarray, np.ndarray] | None) -> float:
+    """The temperature by what a model was not trained on; 1 without anything.
+
+    Args:
+        trusted: logits float [n, C] of references, and their labels int [n].
+        curated: logits float [n, C] of curated samples, and their distributions float [n, C].
+
+    Raises:
+        ValueError: see `fit_temperature`.
+    """
+    fits = []
+    if trusted is not None:
+        fits.append(fit_labels(*trusted))
+    if curated is not None:
+        fits.append(fit_distributions(*curated))
+    if len(fits) == 2:
+        return pool_fits(*fits)
+    return fits[0].temperature if fits else 1.0
+
+
+def draw_samples(uids: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Samples to leave out of a training for the temperature: at most `most`, and one of `HELD_OUT_SHARE`.
+
+    Args:
+        uids: int64 [N], ascending.
+        most: how many at most.
+        seed: of the draw.
+
+    Returns:
+        int64, ascending.
+    """
+    count = min(most, len(uids) // HELD_OUT_SHARE)
+    return np.sort(np.random.default_rng(seed).choice(uids, count, replace=False))
