@@ -354,7 +354,7 @@ class SweepSettings(Settings):
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "inventory": ("label_field", "truth_field", "limit", "read", "classes"),
     "noisy": ("seed", "noise"),
-    "pretrain": ("seed", "backbone", "image_size", "model", "pretrain", "calibrate"),
+    "pretrain": ("seed", "backbone", "image_size", "model", "pretrain", "calibrate.per_class"),
     "pretrain_label_free": ("seed", "backbone", "image_size", "model", "pretrain"),
     "embeddings": ("backbone", "image_size", "model"),
     "probe": ("seed", "probe"),

@@ -17,12 +17,15 @@ from safetensors.numpy import load
 
 from trainref_ray import cli, curate, curate_arrays, make_config
 from trainref_ray.data.reference import read_reference_csv
+from trainref_ray.distributed import pipeline
+from trainref_ray.distributed.trainer import TrainJob
 from trainref_ray.errors import ShardError
 from trainref_ray.method.influence import unit_rows
 from trainref_ray.method.ood import Gaussian, mahalanobis, ood_score
 from trainref_ray.report.image_files import read_image_files
-from trainref_ray.results import CurationRun
+from trainref_ray.results import HELD_OUT_SAMPLES, CurationRun, held_out_logits
 from trainref_ray.schemas import DECISION, check, dense_soft_labels, to_matrix
+from trainref_ray.training.calibrate import draw_samples, fit_distributions, fit_labels, pool_fits
 
 pytestmark = pytest.mark.ray
 
@@ -76,6 +79,40 @@ def test_references_held_out_are_compared_with_no_sample(run: CurationRun, local
     test_references_keep_their_trusted_label(other)
     everyone = run.references()
     assert everyone.filter(everyone["given"])["uid"].to_pylist() == run.reference_uids.tolist(), "three a class are few"
+
+
+def test_a_fine_tuning_leaves_samples_out_for_its_temperature(
+    run: CurationRun, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Curated ones, no references, with the distributions that were decided."""
+    decisions = run.decisions()
+    curated = np.isin(np.array(decisions["decision"].to_pylist()), ["keep", "relabel", "soften"])
+    uids = decisions["uid"].to_numpy()[curated]
+    drawn = draw_samples(np.setdiff1d(uids, run.reference_uids), 1000, 0)
+    assert len(drawn) == (len(uids) - 30) // 32 > 1
+    trusted, found = held_out_logits(run.model_stage()), held_out_logits(run.model_stage(), HELD_OUT_SAMPLES)
+    assert trusted is not None
+    assert found is not None
+    dense = dense_soft_labels(decisions["soft_label"], 10)
+    np.testing.assert_array_equal(found[1], dense[np.isin(decisions["uid"].to_numpy(), drawn)])
+    assert run.summary["temperature"] == pool_fits(fit_labels(*trusted), fit_distributions(*found))
+    assert held_out_logits(run.model_stage(0), HELD_OUT_SAMPLES) is None, "nothing is curated yet"
+
+    jobs = []
+
+    def stop(job: TrainJob, *_: Any) -> None:
+        jobs.append(job)
+        raise ShardError("far enough")
+
+    monkeypatch.setattr(pipeline, "run_training", stop)
+    shutil.copytree(run.path, tmp_path / "other")
+    shards = {name: run.settings[name] for name in ("data", "test_data")}
+    for samples, expected in ((1, draw_samples(np.setdiff1d(uids, run.reference_uids), 1, 0)), (0, drawn[:0])):
+        with pytest.raises(ShardError, match="far enough"):
+            start(tmp_path / "other", **shards, calibrate={"samples": samples})
+        job = jobs.pop()
+        assert job.held_out == {*run.stages["held_out"], *expected.tolist()}
+        assert job.rows == len(uids) - len(job.held_out)
 
 
 def test_no_sample_supports_itself(run: CurationRun) -> None:
