@@ -295,7 +295,7 @@ def _folder(name: str, *of: Any) -> str:
 
 
 def run_task(task: Task, test: Images, work: Path, deadline: float) -> dict[str, Any]:
-    """All stages of a setting, and its row of the table."""
+    """All stages of a setting, and its row of the table. Last the released model curates, as in a run."""
     recipe, count = task.recipe, len(task.given)
     shared = work / _folder(task.name.partition(":")[0], count, task.seed, recipe["model"], recipe["contrastive"])
     own = work / _folder(task.name, count, task.seed, recipe)
@@ -313,6 +313,7 @@ def run_task(task: Task, test: Images, work: Path, deadline: float) -> dict[str,
         start, settings = model, recipe["finetune"]
         fine_tune = partial(trained, task, folder, start, settings, rows[~drawn], targets[~drawn], deadline)
         model = model_in(folder, spec, fine_tune, deadline)
+    rounds.append(curated(task, own / "final", model, unseen)[2])
     precision = use_bf16(None, task.device)
     _, logits = predict(model, test.pixels, device=task.device, bf16=precision)
     _, training_logits = predict(model, task.data.pixels, device=task.device, bf16=precision)

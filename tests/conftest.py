@@ -20,6 +20,7 @@ TINY: dict[str, Any] = {
     "reference_per_class": 3,
     "image_size": 8,
     "rounds": 1,
+    "final_curation": False,
     "limit": 500,
     "pretrain": {"epochs": 3, "flip": False, "crop": False, "keep_best": True},
     "probe": {"learning_rate": 0.05},
@@ -29,8 +30,9 @@ TINY: dict[str, Any] = {
     "report": {"gallery": 6},
     "tracking": {"enabled": False},
 }
-"""A curation that takes seconds once Ray runs: a third of the digits, few epochs. After so few, embeddings of a class
-lie closer together than a trained model's, and a hundred members are enough for ten supporters, not for twenty."""
+"""A curation that takes seconds once Ray runs: a third of the digits, few epochs, one curation. After so few epochs
+embeddings of a class lie closer together than a trained model's, and a hundred members are enough for ten supporters,
+not for twenty."""
 
 
 @pytest.fixture(scope="session")

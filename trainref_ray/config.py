@@ -314,6 +314,9 @@ class Config(Settings):
     """Curate and fine-tune so many times."""
     finetune_model: bool = True
     """Whether to fine-tune a model; without, one round of curation is the result."""
+    final_curation: bool = True
+    """Curate once more after the last fine-tuning, by the released model; without, the decisions are those that it was
+    trained on."""
 
     read: ReadSettings = ReadSettings()
     model: ModelSettings = ModelSettings()
@@ -329,6 +332,11 @@ class Config(Settings):
     report: ReportSettings = ReportSettings()
     resources: ResourceSettings = ResourceSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    @property
+    def curations(self) -> int:
+        """How often every sample is judged: in each round, and by the released model."""
+        return self.rounds + int(self.finetune_model and self.final_curation)
 
 
 class SweepSettings(Settings):

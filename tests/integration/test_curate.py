@@ -18,14 +18,16 @@ from safetensors.numpy import load
 from trainref_ray import cli, curate, curate_arrays, make_config
 from trainref_ray.data.reference import read_reference_csv
 from trainref_ray.distributed import pipeline
+from trainref_ray.distributed.rival_data import pixel_blocks
 from trainref_ray.distributed.trainer import TrainJob
 from trainref_ray.errors import ShardError
 from trainref_ray.method.influence import unit_rows
 from trainref_ray.method.ood import Gaussian, mahalanobis, ood_score
+from trainref_ray.models.backbones import predict
 from trainref_ray.report.image_files import read_image_files
 from trainref_ray.results import HELD_OUT_SAMPLES, CurationRun, held_out_logits
 from trainref_ray.schemas import DECISION, check, dense_soft_labels, to_matrix
-from trainref_ray.training.calibrate import draw_samples, fit_distributions, fit_labels, pool_fits
+from trainref_ray.training.calibrate import draw_samples, fit_distributions, fit_labels, pool_fits, softmax
 
 pytestmark = pytest.mark.ray
 
@@ -223,6 +225,32 @@ def test_a_second_round_goes_on_from_the_first(run: CurationRun, local_ray: None
     wrong = before - right
     assert figures["wrong_references_kept"] == (pytest.approx(len(wrong & after) / len(wrong)) if wrong else None)
     assert "right_references_kept" not in other.summary["rounds"][0]
+
+
+def test_the_released_model_curates_last(run: CurationRun, local_ray: None, tmp_path: Path) -> None:
+    """Nothing is trained once more: the same model and the same figures of it, and other decisions."""
+    shutil.copytree(run.path, tmp_path / "other")
+    shards = {name: run.settings[name] for name in ("data", "test_data")}
+    other = start(tmp_path / "other", **shards, final_curation=True)
+    assert other.rounds == 2
+    assert other.stages["models"] == run.stages["models"]
+    assert other.decisions(1).equals(run.decisions())
+    trained = [stage for stage in other.summary["stages"] if stage["name"] in ("pretrain", "finetune", "predictions")]
+    assert all(stage["shards_reused"] == stage["shards"] for stage in trained)
+    table = other.table("embeddings")
+    vectors, uids = to_matrix(table["embedding"]), table["uid"].to_numpy()
+    pixels = np.concatenate([block for _, block in pixel_blocks(other, make_config(other.settings), uids)])
+    expected, logits = predict(other.model(), pixels)
+    np.testing.assert_allclose(vectors, expected, atol=2e-3)
+    found = other.model_probabilities()
+    assert found is not None
+    np.testing.assert_allclose(found, softmax(logits, other.summary["temperature"]), atol=2e-2)
+    figures, before = other.summary["metrics"], run.summary["metrics"]
+    assert figures["accuracy"] == before["accuracy"]
+    assert figures["ece_ts"] == before["ece_ts"]
+    assert figures["noise_auroc"] != before["noise_auroc"]
+    assert figures["noise_auroc"] == other.summary["rounds"][1]["noise_auroc"]
+    assert "accuracy" not in other.summary["rounds"][1]
 
 
 def test_images_to_check_are_suggested(run: CurationRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ class RivalResult:
         ood: float32 [N], higher = stranger; only the order has a meaning.
         test_logits: float32 [T, C], before temperature scaling.
         held_out_logits: float32 [H, C] of the references that fit the temperature.
-        temperature: float64 [], where the method does not leave it to those references alone.
+        temperature: float64 [1], where the method does not leave it to those references alone.
     """
 
     label_quality: np.ndarray | None = None

@@ -364,7 +364,7 @@ def disk_check(config: Config, data: Data, models: Models, free: int) -> Check:
     verdict: Verdict = OK if needed <= free else WARNING
     return Check(
         "disk, run folder",
-        f"about {gib(needed)} ({config.rounds} rounds)",
+        f"about {gib(needed)} ({config.curations} curations)",
         f"{gib(free)} free",
         verdict,
         "" if verdict == OK else "make room, or choose another --out",
@@ -379,7 +379,7 @@ def run_folder_bytes(config: Config, data: Data, models: Models) -> float:
     state = model + models.training.state
     tests = data.test_samples * 4 * classes
     trainings = 1 + (config.rounds if config.finetune_model else 0)
-    return config.rounds * data.samples * sample + trainings * (model + state + tests) + data.samples * 150
+    return config.curations * data.samples * sample + trainings * (model + state + tests) + data.samples * 150
 
 
 def gib(size: float) -> str:

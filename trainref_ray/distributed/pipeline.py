@@ -36,7 +36,7 @@ class Pipeline:
         context: what all stages need.
         check: called between stages; raises when the job has lost its run folder.
         on_round: called with the number of a round whose tables are complete.
-        rounds: where the tables of each finished round are.
+        rounds: where the tables of each finished round are; the last may be the released model's curation.
         models: the pre-trained model's stage, then each round's fine-tuned one's.
         predictions: logits of the test images, by the model's round.
     """
@@ -54,19 +54,27 @@ class Pipeline:
         choose_references(self.context)
         add_noise(self.context)
         self._pretrain()
-        for round_ in range(1, self.context.config.rounds + 1):
+        config = self.context.config
+        for round_ in range(1, config.rounds + 1):
             self.check()
-            model = self.models[-1]
-            stages = round_stages(self.context, model, round_, first=self.rounds[0] if self.rounds else None)
-            embedded = Output(stages.embeddings, self.context.shards, logits=False)
-            apply_model(self.context, model, [embedded, *self._predictions(model)])
-            curate_round(self.context, stages)
-            self.rounds.append(stages)
-            self.on_round(round_)
-            if self.context.config.finetune_model:
+            self._curate(round_)
+            if config.finetune_model:
                 self.check()
                 self._finetune(round_)
+        if config.finetune_model and config.final_curation:
+            self.check()
+            self._curate(config.rounds + 1)
         apply_model(self.context, self.models[-1], self._predictions(self.models[-1]))
+
+    def _curate(self, round_: int) -> None:
+        """The tables of a round, by the latest model."""
+        model = self.models[-1]
+        stages = round_stages(self.context, model, round_, first=self.rounds[0] if self.rounds else None)
+        embedded = Output(stages.embeddings, self.context.shards, logits=False)
+        apply_model(self.context, model, [embedded, *self._predictions(model)])
+        curate_round(self.context, stages)
+        self.rounds.append(stages)
+        self.on_round(round_)
 
     def _predictions(self, model: Stage) -> list[Output]:
         """Logits of the test images under a model, where there are test images and a trained head and it was not done

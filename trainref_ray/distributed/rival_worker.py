@@ -254,7 +254,7 @@ def _curated(run: CurationRun, split: Split, round_: int, *, model: bool) -> Riv
     return replace(
         result,
         test_logits=None if predictions is None else to_matrix(predictions.sort_by("uid")["logits"]),
-        temperature=np.array(model_temperature(run.model_stage())),
+        temperature=np.array([model_temperature(run.model_stage())]),
     )
 
 

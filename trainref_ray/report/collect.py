@@ -231,7 +231,7 @@ def _results(summary: dict[str, Any]) -> Table:
         if any(name in row for row in [summary["metrics"], *summary["baselines"].values()])
     ]
     rows = [(name.replace("_", " "), figures) for name, figures in summary["baselines"].items()]
-    rows += [(f"trainref, round {number}", figures) for number, figures in enumerate(summary["rounds"], start=1)]
+    rows += [(f"trainref, round {number}", figures) for number, figures in enumerate(summary["rounds"][:-1], start=1)]
     rows.append(("trainref", summary["metrics"]))
     return Table(
         columns=columns,

@@ -110,7 +110,7 @@ def score(result: RivalResult, truth: Truth, *, resamples: int, seed: int) -> Sc
 
 def _temperature(result: RivalResult, truth: Truth) -> float | None:
     if result.temperature is not None:
-        return float(result.temperature)
+        return float(result.temperature.item())
     if result.held_out_logits is None or not len(truth.held_out_labels):
         return None
     return fit_temperature(result.held_out_logits, truth.held_out_labels)

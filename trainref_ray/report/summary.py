@@ -209,17 +209,20 @@ def _confidence_intervals(run: CurationRun, round_: int, config: Config) -> dict
 
 
 def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[str, Any] | None:
-    """The last round's curation once more with fewer references a class, on the same embeddings."""
-    table = run.table("embeddings", None, ["uid", "embedding"])
+    """The first round's curation once more with fewer references a class, on the same embeddings.
+
+    Those of later rounds are of models that learned from all references.
+    """
+    table = run.table("embeddings", 1, ["uid", "embedding"])
     if table.num_rows > FEWER_REFERENCES_LIMIT:
         return None
     uids = table["uid"].to_numpy()
-    features, model = to_matrix(table["embedding"]).astype(np.float32), run.model_probabilities()
+    features, model = to_matrix(table["embedding"]).astype(np.float32), run.model_probabilities(1)
     labels = np.array(run.stages["references"]["labels"])
     usable = run.is_curating
     chosen = np.concatenate([np.flatnonzero((labels == label) & usable)[:per_class] for label in np.unique(labels)])
     rows = np.searchsorted(uids, run.reference_uids[chosen])
-    arrays = _arrays(run, run.rounds)
+    arrays = _arrays(run, 1)
     others = ~np.isin(np.arange(len(uids)), rows)
     result = curate_arrays(
         features[others],
@@ -239,10 +242,7 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
         "flagged_wrong": result.label_quality < config.decide.keep_at,
         "flagged_ood": result.decision == "ood",
     }
-    figures = _label_metrics(part)
-    if run.rounds > 1:  # these embeddings are fine-tuned ones, and a run tells what is out of distribution by others
-        figures = {name: value for name, value in figures.items() if not name.startswith("ood_")}
-    return figures
+    return _label_metrics(part)
 
 
 def curated_class_counts(run: CurationRun) -> np.ndarray:
