@@ -111,10 +111,10 @@ def test_a_job_that_lost_its_lock_stops(storage: Storage, monkeypatch: pytest.Mo
     monkeypatch.setattr(run_module, "HEARTBEAT_SECONDS", 0.01)
     with RunLock(storage) as lock:
         lock.check()
-        _lock_of(storage, host="elsewhere")
         deadline = time.time() + 5
         while time.time() < deadline and not lock._lost:
-            time.sleep(0.01)
+            _lock_of(storage, host="elsewhere")  # again: a beat that had just read its own lock writes over the first
+            time.sleep(0.05)
         with pytest.raises(ResumeError, match="took this run folder over"):
             lock.check()
     assert json.loads(storage.read_bytes("lock.json"))["host"] == "elsewhere"
