@@ -251,6 +251,9 @@ def test_the_released_model_curates_last(run: CurationRun, local_ray: None, tmp_
     assert figures["noise_auroc"] != before["noise_auroc"]
     assert figures["noise_auroc"] == other.summary["rounds"][1]["noise_auroc"]
     assert "accuracy" not in other.summary["rounds"][1]
+    note = "The model was trained on the label distributions of round 1"
+    pages = [source.storage.read_bytes("report/index.html").decode() for source in (other, run)]
+    assert [note in page for page in pages] == [True, False]
 
 
 def test_images_to_check_are_suggested(run: CurationRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,7 +202,8 @@ def _check_points(
     config: Config, settings: SweepSettings, space: tuple[Dimension, ...], points: Sequence[Point]
 ) -> None:
     """Every setting that a trial may get is allowed; of a range both ends are tried."""
-    idle = [dimension.name for dimension in space if dimension.name.split(".")[0] in ("finetune", "rounds", "final_curation")]
+    of_models = ("finetune", "rounds", "final_curation")
+    idle = [dimension.name for dimension in space if dimension.name.split(".")[0] in of_models]
     if idle and not settings.finetune:
         raise ConfigError(f"{settings.space}: {idle[0]} changes nothing without a model; add --finetune")
     if settings.scheduler == "asha" and (not settings.finetune or config.rounds < 2):

@@ -265,6 +265,11 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
     if facts["classes_left_short"]:
         names = [run.class_names[label] for label in facts["classes_left_short"]]
         notes.append(f"No more samples joined than were given in {len(names)} classes: {', '.join(names[:10])}.")
+    if run.rounds > config.rounds:
+        notes.append(
+            f"The model was trained on the label distributions of round {config.rounds}; the decisions here are its "
+            "own, of a last curation after which nothing was trained."
+        )
     held_out = len(run.stages["held_out"])
     if config.pretrain.reads_labels:
         notes.append(f"{held_out} references were seen by no training; they chose the epoch and the temperature.")
