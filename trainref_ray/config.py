@@ -226,7 +226,7 @@ class EvaluateSettings(Settings):
     bootstrap: int = Field(1000, ge=0)
     """Resamples for the 95 % intervals; 0 = none."""
     fewer_references: tuple[int, ...] = ()
-    """Curate once more with so many references a class, on the same embeddings, for the table."""
+    """The first round once more with so many references a class, on the same embeddings, for the table."""
 
 
 class ReportSettings(Settings):

@@ -19,6 +19,8 @@ from trainref_ray.errors import ConfigError
 OURS = "trainref"
 FIRST_ROUND = "trainref/round-1"
 """The run's own first curation, on the embeddings that the rivals get."""
+TRAINED_ON = "trainref/trained-on"
+"""The decisions that the released model was trained on: the run's without its last curation."""
 HARD_LABEL = "trainref/hard-label"
 """The last curation's leading class alone: what hard relabelling writes."""
 REWEIGHTED: dict[str, dict[str, Any]] = {
@@ -47,7 +49,10 @@ ON_PROBABILITIES = tuple(name for name in CLEANLAB if name != "cleanlab_ood_feat
 PRETRAINED = "model_self_confidence"
 """The model before any curation, asked for its probabilities."""
 TRAINED = (*RIVALS, "disc")
-METHODS = (OURS, HARD_LABEL, FIRST_ROUND, *REWEIGHTED, *RETRAINED, *ON_FEATURES, *CLEANLAB, PRETRAINED, *TRAINED)
+METHODS = (
+    *(OURS, HARD_LABEL, TRAINED_ON, FIRST_ROUND),
+    *(*REWEIGHTED, *RETRAINED, *ON_FEATURES, *CLEANLAB, PRETRAINED, *TRAINED),
+)
 """All, in the order of the table."""
 
 SHORT_BELOW = 380

@@ -401,6 +401,8 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
         return content | own | {"image_passes": facts["image_passes"], "noise_rate": rate}
     if name == methods.HARD_LABEL:
         return content | {"decisions": stages["rounds"][-1]["decisions"]}
+    if name == methods.TRAINED_ON:
+        return content | {"decisions": stages["rounds"][config.rounds - 1]["decisions"]}
     content["embeddings"] = stages["rounds"][0]["embeddings"]
     if name == methods.FIRST_ROUND:
         return content | {"decisions": stages["rounds"][0]["decisions"]}
@@ -452,7 +454,7 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         "Methods on embeddings, and trainref/… without a training, get round 1's float16 embeddings, of the model that "
         "was trained on the noisy labels; their seconds leave that training out.",
     ]
-    if config.calibrate.samples:
+    if config.finetune_model and config.calibrate.samples:
         notes.append(
             "trainref's temperature is also fitted to the label distributions of at most "
             f"{config.calibrate.samples:,} curated samples that its last training left out; a rival has none."

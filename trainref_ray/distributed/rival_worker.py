@@ -218,8 +218,9 @@ def _judge(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult, 
     if name == methods.HARD_LABEL:
         best = _curated(run, split, run.rounds, model=False).best_class
         return RivalResult(soft_label=np.eye(len(run.class_names), dtype=np.float32)[best]), {"seconds": None}
-    if name == methods.FIRST_ROUND:
-        return _curated(run, split, 1, model=False), {"seconds": None}
+    if name in (methods.FIRST_ROUND, methods.TRAINED_ON):
+        round_ = 1 if name == methods.FIRST_ROUND else job.config.rounds
+        return _curated(run, split, round_, model=False), {"seconds": None}
     if name in methods.REWEIGHTED:
         return _curated_again(job, run, split), {}
     if name == methods.PRETRAINED:

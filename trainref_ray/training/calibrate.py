@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017), fitted on references that the model was not trained on (METHOD 6)."""
+"""Temperature scaling (Guo et al. 2017), fitted to references and curated samples that the model was not trained on."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def pool_fits(trusted: TemperatureFit, curated: TemperatureFit) -> float:
     distributions hardly speak where many references contradict them.
 
     Args:
-        trusted: to references that neither the training nor the curation saw.
+        trusted: to references that neither the training nor the curation saw. Of those that curate, as where a class
+            has few, the model has learned the labels from the images around them: their fit is too low.
         curated: to the curated distributions of samples that the training did not see.
     """
     difference = trusted.log_temperature - curated.log_temperature
