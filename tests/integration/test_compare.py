@@ -116,7 +116,7 @@ def test_each_method_has_the_figures_that_it_can_have(out: Path, methods: tuple[
     ours, hard = (rows_of(out)[method, 0]["metrics"] for method in ("trainref", "trainref/hard-label"))
     assert hard["relabel_accuracy"] == ours["relabel_accuracy"]
     assert hard["soft_kl"] != ours["soft_kl"]
-    for method in ("trainref/round-1", *REWEIGHTED):
+    for method in ("trainref/round-1", "trainref/trained-on", *REWEIGHTED):
         assert measured(method) == labels | foreign, method
     if "cleanlab_ood_features" in methods:
         assert measured("cleanlab_ood_features") == foreign
@@ -200,18 +200,23 @@ def test_what_is_removed_or_cut_short_is_done_again_with_equal_figures(
 
 
 def test_a_fine_tuning_of_its_own_shares_what_is_before_it(out: Path, with_votes: Path, tmp_path: Path) -> None:
-    """With fine-tuning, and an ablation of it: one pre-training for both, and the methods on embeddings stay."""
+    """With fine-tuning, and an ablation of it: one pre-training for both, and the methods on embeddings stay.
+
+    The model was trained on the decisions that the run without fine-tuning ends with, and then curates itself."""
     shutil.copytree(out, tmp_path / "other")
     before = written(tmp_path / "other")
-    request = Request(tuple(choose_methods(["trainref/hard", *ON_FEATURES])), (0,), "people")
-    _, text = start(tmp_path / "other", request, with_votes, finetune_model=True)
+    request = Request(tuple(choose_methods(["trainref/hard", "trainref/trained-on", *ON_FEATURES])), (0,), "people")
+    _, text = start(tmp_path / "other", request, with_votes, finetune_model=True, final_curation=True)
     assert text.count("resuming: pretrain: done before") == 2
     added = {Path(path).parent.name for path in written(tmp_path / "other").keys() - before.keys()}
-    assert {name.rpartition("-")[0] for name in added} == {"trainref", "trainref-hard"}
+    assert {name.rpartition("-")[0] for name in added} == {"trainref", "trainref-hard", "trainref-trained-on"}
     rows, old = rows_of(tmp_path / "other"), rows_of(out)
-    assert list(rows) == [("trainref", 0), ("trainref/hard", 0), ("logistic_regression", 0), ("knn", 0)]
+    ours = ["trainref", "trainref/trained-on", "trainref/hard"]
+    assert list(rows) == [(name, 0) for name in (*ours, *ON_FEATURES)]
     assert rows["knn", 0]["metrics"] == old["knn", 0]["metrics"]
-    assert rows["trainref", 0]["metrics"]["noise_auroc"] == old["trainref", 0]["metrics"]["noise_auroc"]
+    for name in ("noise_auroc", "relabel_accuracy", "soft_nll"):
+        assert rows["trainref/trained-on", 0]["metrics"][name] == old["trainref", 0]["metrics"][name], name
+        assert rows["trainref", 0]["metrics"][name] != old["trainref", 0]["metrics"][name], name
     losses = {rows["trainref", 0]["metrics"]["nll"], rows["trainref/hard", 0]["metrics"]["nll"]}
     assert len(losses | {old["trainref", 0]["metrics"]["nll"]}) == 3
     assert rows["trainref", 0]["image_passes"] > old["trainref", 0]["image_passes"]
