@@ -209,7 +209,7 @@ def test_a_fine_tuning_of_its_own_shares_what_is_before_it(out: Path, with_votes
     _, text = start(tmp_path / "other", request, with_votes, finetune_model=True, final_curation=True)
     assert text.count("resuming: pretrain: done before") == 2
     added = {Path(path).parent.name for path in written(tmp_path / "other").keys() - before.keys()}
-    assert {name.rpartition("-")[0] for name in added} == {"trainref", "trainref-hard", "trainref-trained-on"}
+    assert {name.rpartition("-")[0] for name in added} == {"trainref", "trainref-hard"}
     rows, old = rows_of(tmp_path / "other"), rows_of(out)
     ours = ["trainref", "trainref/trained-on", "trainref/hard"]
     assert list(rows) == [(name, 0) for name in (*ours, *ON_FEATURES)]
