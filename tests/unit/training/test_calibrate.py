@@ -124,6 +124,17 @@ def test_variance_is_what_draws_of_the_labels_scatter_by() -> None:
     assert scatter == pytest.approx(np.sqrt(np.mean([fit.variance for fit in fits])), rel=0.15)
 
 
+def test_variance_of_a_single_sample() -> None:
+    """The minimum of log(1 + exp(-3 / T)) + (log T)^2 / 2, and its second derivative there, by hand."""
+    found = fit_labels(np.array([[3.0, 0.0]]), np.array([0]))
+    scaled = -3 * np.exp(-found.log_temperature)
+    wrong = 1 / (1 + np.exp(-scaled))
+    assert found.log_temperature == pytest.approx(wrong * scaled, rel=1e-4)  # the first derivative is 0
+    assert found.log_temperature == pytest.approx(-0.1129, abs=1e-4)
+    assert found.variance == pytest.approx(1 / (1 + wrong * (1 - wrong) * scaled**2 + wrong * scaled), rel=1e-4)
+    assert found.variance == pytest.approx(0.798, abs=1e-3)
+
+
 def test_nothing_known_is_the_priors_variance() -> None:
     assert fit_labels(np.zeros((5, 3)), np.zeros(5, int)).variance == pytest.approx(1)
 
