@@ -244,7 +244,7 @@ class ResourceSettings(Settings):
     address: str | None = None
     """Ray's address; by default the running cluster of this job, else a local Ray."""
     train_workers: int = Field(1, ge=1)
-    """Processes of Ray Train. One on a small machine: each takes seconds to start."""
+    """Processes of Ray Train. One on a small machine: each takes seconds to start, and a group five more processes."""
     embed_workers: int | None = None
     """Actors that embed; by default one a GPU, else one for two CPUs."""
     embed_batch: int | None = Field(None, ge=1)

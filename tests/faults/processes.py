@@ -11,8 +11,9 @@ from pathlib import Path
 
 from conftest import ROOT
 
-NOTHING_NEW = 120
-"""Seconds in which a file must appear, starting Ray's workers included."""
+NOTHING_NEW = 400
+"""Seconds in which a file must appear, starting Ray's workers included: a training's first epoch may take 60 where
+importing torch takes 7 and two processors start six processes."""
 
 
 def start(*command: str) -> subprocess.Popen[str]:
@@ -44,5 +45,5 @@ def stop_at(
         assert time.monotonic() < deadline, f"{pattern} did not appear"
         time.sleep(0.02)
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=NOTHING_NEW)
     return process.returncode, output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import yaml
@@ -19,26 +21,36 @@ from processes import NOTHING_NEW, start, stop_at
 from trainref_ray import curate, load_run, make_config
 from trainref_ray.results import CurationRun
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 MOMENTS = (
-    "inventory/inventory-*/done/*.json",
     "round-0/pretrain-*/states/latest.json",
     "round-1/embeddings-*/done/*.json",
-    "round-1/decisions-*/done/*.json",
     "round-1/finetune-*/states/latest.json",
 )
 """Files whose appearance is the moment of the kill."""
+FURTHER_MOMENTS = (
+    "inventory/inventory-*/done/*.json",
+    "round-1/decisions-*/done/*.json",
+    "round-2/embeddings-*/done/*.json",
+)
+TABLES = ("embeddings", "evidence", "supporters", "distributions", "decisions")
 MANY_EPOCHS = 500
 CONTRASTIVE_EPOCHS = 60
 """So many that a kill after the first comes before the last, a second or so of a worker that outlives its driver."""
 
 
 def job(
-    folder: Path, *, own_ray: bool = False, epochs: int = TINY["pretrain"]["epochs"], objective: str = "supervised"
+    folder: Path,
+    *,
+    own_ray: bool = False,
+    epochs: int = TINY["pretrain"]["epochs"],
+    objective: str = "supervised",
+    final_curation: bool = False,
 ) -> subprocess.Popen[str]:
     """The curation as a process of its own, leader of its group, on the session's Ray or on one that it starts."""
     settings = TINY | {"pretrain": TINY["pretrain"] | {"epochs": epochs, "objective": objective}}
+    settings |= {"final_curation": final_curation}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     address = ray.get_runtime_context().gcs_address
     command = ["jobs/curate_webvision.py", "--preset", str(folder / "tiny.yaml")]
@@ -58,22 +70,41 @@ def first_epoch(folder: Path) -> tuple[int, dict[str, Any]]:
         return latest["epochs"], state["history"][0]
 
 
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a job printed that came to its end."""
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_at_each(moments: tuple[str, ...], folder: Path, **options: Any) -> str:
+    """Start the job and kill it, once for each moment, then let it finish; what the last start printed."""
+    for moment in moments:
+        code, output = stop_at(job(folder, **options), folder / "run", moment, signal.SIGKILL)
+        assert code == -signal.SIGKILL, output
+    return finished(job(folder, **options))
+
+
+def wait_for_another_epoch(folder: Path) -> None:
+    """Until the pre-training has written one more, and it must not have begun anew."""
+    done, epoch = first_epoch(folder)
+    deadline = time.monotonic() + NOTHING_NEW
+    while first_epoch(folder)[0] == done:
+        assert time.monotonic() < deadline, "no further epoch"
+        time.sleep(0.02)
+    assert first_epoch(folder)[1] == epoch, "it began anew: the first epoch took another time"
+
+
 @pytest.fixture(scope="module")
 def killed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The run folder after all kills and a last start, and what the last start printed."""
     folder = tmp_path_factory.mktemp("killed")
-    for moment in MOMENTS:
-        code, output = stop_at(job(folder), folder / "run", moment, signal.SIGKILL)
-        assert code == -signal.SIGKILL, output
-    process = job(folder)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return folder / "run", output
+    return folder / "run", kill_at_each(MOMENTS, folder)
 
 
 def test_tables_equal_those_of_an_undisturbed_run(killed: tuple[Path, str], tiny_run: CurationRun) -> None:
     run = load_run(str(killed[0]))
-    for name in ("embeddings", "evidence", "supporters", "distributions", "decisions"):
+    for name in TABLES:
         assert run.table(name).equals(tiny_run.table(name)), name
     assert run.references().equals(tiny_run.references())
     assert run.predictions(1).equals(tiny_run.predictions(1))
@@ -94,13 +125,7 @@ def test_a_killed_contrastive_pretraining_goes_on_and_ends_like_an_undisturbed_o
     settings = {"pretrain": {"epochs": CONTRASTIVE_EPOCHS, "objective": "contrastive"}}
     whole = curate(make_config(TINY, settings, {"out": str(tmp_path / "whole")}))
     options: dict[str, Any] = {"epochs": CONTRASTIVE_EPOCHS, "objective": "contrastive"}
-    code, output = stop_at(
-        job(tmp_path, **options), tmp_path / "run", "round-0/pretrain-*/states/latest.json", signal.SIGKILL
-    )
-    assert code == -signal.SIGKILL, output
-    process = job(tmp_path, **options)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    output = kill_at_each(MOMENTS[:1], tmp_path, **options)
     found = re.search(rf"resuming: pretrain: (\d+) of {CONTRASTIVE_EPOCHS} epochs done", output)
     assert found, output
     assert 1 <= int(found[1]) < CONTRASTIVE_EPOCHS
@@ -108,6 +133,22 @@ def test_a_killed_contrastive_pretraining_goes_on_and_ends_like_an_undisturbed_o
     for name in ("embeddings", "decisions"):
         assert run.table(name).equals(whole.table(name)), name
     assert run.predictions(1).equals(whole.predictions(1))
+
+
+@pytest.mark.slow
+def test_killed_in_short_stages_and_in_the_last_curation_it_ends_like_an_undisturbed_run(
+    local_ray: None, tmp_path: Path
+) -> None:
+    whole = curate(make_config(TINY, {"final_curation": True, "out": str(tmp_path / "whole")}))
+    output = kill_at_each(FURTHER_MOMENTS, tmp_path, final_curation=True)
+    assert "resuming: round 1 finetune: done before" in output
+    run = load_run(str(tmp_path / "run"))
+    assert run.rounds == 2
+    for name in TABLES:
+        assert run.table(name, 1).equals(whole.table(name, 1)), name
+        assert run.table(name).equals(whole.table(name)), name
+    assert run.summary["metrics"] == whole.summary["metrics"]
+    assert run.summary["temperature"] == whole.summary["temperature"]
 
 
 def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path: Path) -> None:
@@ -125,12 +166,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path
         lines.append(line)
         if "epochs done" in line:
             break
-    done, epoch = first_epoch(tmp_path)
-    deadline = time.monotonic() + NOTHING_NEW
-    while first_epoch(tmp_path)[0] == done:
-        assert time.monotonic() < deadline, "no further epoch"
-        time.sleep(0.02)
-    assert first_epoch(tmp_path)[1] == epoch, "it began anew: the first epoch took another time"
+    wait_for_another_epoch(tmp_path)
     process.kill()
     process.wait(timeout=30)
     found = re.fullmatch(rf"resuming: pretrain: (\d+) of {MANY_EPOCHS} epochs done\n", lines[-1])
@@ -138,14 +174,43 @@ def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path
     assert 1 <= int(found[1]) < MANY_EPOCHS
 
 
+def test_a_killed_training_worker_is_replaced_and_goes_on(local_ray: None, tmp_path: Path) -> None:
+    process = job(tmp_path, epochs=MANY_EPOCHS)
+    deadline = time.monotonic() + NOTHING_NEW
+    while not list((tmp_path / "run").glob("round-0/pretrain-*/states/latest.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    [worker] = training_workers()
+    worker.kill()
+    worker.wait(timeout=NOTHING_NEW)
+    wait_for_another_epoch(tmp_path)
+    [other] = training_workers()
+    assert other.pid != worker.pid
+    assert process.poll() is None
+    process.kill()
+    process.wait(timeout=NOTHING_NEW)
+    psutil.wait_procs([other], timeout=NOTHING_NEW)
+
+
+def training_workers() -> list[psutil.Process]:
+    """Processes of the session's Ray that train."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.cmdline()[:1] == ["ray::_run_locally"]:
+                found.append(process)
+    return found
+
+
 def test_a_second_job_on_the_folder_is_refused(local_ray: None, tmp_path: Path) -> None:
     first = job(tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + NOTHING_NEW
     while not (tmp_path / "run" / "lock.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     second = job(tmp_path)
-    output, _ = second.communicate(timeout=60)
+    output, _ = second.communicate(timeout=NOTHING_NEW)
     first.kill()
     first.wait(timeout=30)
     assert second.returncode == 2

@@ -29,7 +29,7 @@ def files(storage: Storage, shards: int) -> list[tuple[str, str]]:
 def test_a_killed_actor_is_started_again_and_the_answer_is_whole(local_ray: None, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     expected = SupporterIndex.build(VECTORS, UIDS).search(VECTORS[:40], 9)
-    with supporter_pool(storage, files(storage, 3), replicas=1, gpus=0.0, timeout=60.0) as pool:
+    with supporter_pool(storage, files(storage, 3), replicas=1, gpus=0.0, timeout=300.0) as pool:
         for _ in range(2):
             similarity, uids = pool.search(VECTORS[:40], 9)
             assert (uids == expected[1]).all()
@@ -39,7 +39,7 @@ def test_a_killed_actor_is_started_again_and_the_answer_is_whole(local_ray: None
 
 def test_a_shard_that_is_gone_is_an_error_and_no_partial_answer(local_ray: None, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    with supporter_pool(storage, files(storage, 2), replicas=1, gpus=0.0, timeout=5.0) as pool:
+    with supporter_pool(storage, files(storage, 2), replicas=1, gpus=0.0, timeout=300.0) as pool:
         pool.search(VECTORS[:2], 3)
         ray.kill(pool.shards[0][0], no_restart=True)
         with pytest.raises(ResourceError, match="did not answer"):

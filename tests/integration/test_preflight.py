@@ -23,14 +23,14 @@ from trainref_ray.distributed.preflight import tell
 from trainref_ray.errors import ResourceError
 from trainref_ray.progress import Reporter
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 HERE = Path(__file__).parent
 
 
 def run_script(name: str, *arguments: str, environment: dict[str, str]) -> Any:
     done = subprocess.run(
-        [sys.executable, str(HERE / name), *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(HERE / name), *arguments], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

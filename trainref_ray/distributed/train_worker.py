@@ -48,8 +48,9 @@ SHUFFLE_ROWS = 8192
 def run_worker(job: TrainJob) -> None:
     """One training worker, from reading to the released model.
 
-    Nothing is reported to Ray Train: its controller takes one report of each worker every two seconds, for which short
-    epochs would wait (15 epochs of 0.2 s took 31 s), and the states in the stage's folder say all there is to know.
+    Nothing is reported to Ray Train: the controller of a group takes one report of each worker every two seconds, for
+    which short epochs would wait (15 epochs of 0.2 s took 31 s), and the states in the stage's folder say all there is
+    to know.
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -64,7 +65,8 @@ def run_worker(job: TrainJob) -> None:
         held_out = _held_out(job.stage, HELD_OUT)
         if job.settings.freeze_backbone:
             model.freeze_backbone()  # before it is wrapped, which notes the parameters that are trained
-        distributed = ray.train.torch.prepare_model(model, parallel_strategy="ddp" if world > 1 else None)
+        strategy = "ddp" if world > 1 else None
+        distributed = ray.train.torch.prepare_model(model, move_to_device=_device(job), parallel_strategy=strategy)
 
         def on_epoch(report: EpochReport, current: TrainState) -> None:
             if rank == 0:
@@ -75,8 +77,13 @@ def run_worker(job: TrainJob) -> None:
             _release(job, model, final, Path(scratch))
 
 
+def _device(job: TrainJob) -> torch.device:
+    """Not a GPU that is there and is not to be used: alone, Ray Train takes any that it sees."""
+    return ray.train.torch.get_device() if job.cluster.gpus else torch.device("cpu")
+
+
 def _train_plan(job: TrainJob, rank: int, world: int, batch_size: int) -> TrainPlan:
-    device = str(ray.train.torch.get_device())
+    device = str(_device(job))
     shared = set(TrainPlan.__dataclass_fields__) & set(type(job.settings).model_fields)
     return TrainPlan(
         **{name: getattr(job.settings, name) for name in shared},
@@ -124,7 +131,7 @@ def _release(job: TrainJob, model: Any, state: TrainState, scratch: Path) -> Non
     storage = job.stage.storage
     storage.upload(scratch / "model", job.stage.path("model"))
     storage.write_json(job.stage.path("history.json"), [asdict(report) for report in state.history])
-    device = str(ray.train.torch.get_device())
+    device = str(_device(job))
     for file in (HELD_OUT, HELD_OUT_SAMPLES):
         held_out = _held_out(job.stage, file)
         if held_out is not None:
