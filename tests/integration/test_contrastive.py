@@ -21,7 +21,8 @@ from trainref_ray.results import CurationRun
 pytestmark = pytest.mark.ray
 
 CONTRASTIVE = {
-    "pretrain": {"objective": "contrastive", "epochs": 8, "crop": True, "contrastive_area": 0.6},
+    # after 8 epochs in float32 (without bfloat16) 7 samples join the references: too few for the cut of foreign ones
+    "pretrain": {"objective": "contrastive", "epochs": 30, "crop": True, "contrastive_area": 0.6},
     "finetune": {"epochs": 15, "learning_rate": 0.1},
     "tracking": {"enabled": True},
 }
