@@ -158,7 +158,8 @@ def _train_alone(job: TrainJob) -> None:
         try:
             ray.get(task.remote(job))
         except ray.exceptions.RayError as error:
-            if failures == MAX_FAILURES or isinstance(_cause(error), TrainRefError):
+            stopped = not ray.is_initialized()  # interrupted: another task would start another Ray
+            if failures == MAX_FAILURES or stopped or isinstance(_cause(error), TrainRefError):
                 raise
         else:
             return
