@@ -108,8 +108,19 @@ class Storage:
         os.replace(aside, full)
 
     def read_json(self, path: str) -> Any:
-        """Content of a JSON file."""
-        return json.loads(self.read_bytes(path))
+        """Content of a JSON file.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        while True:
+            content = self.read_bytes(path)
+            try:
+                return json.loads(content)
+            except ValueError:
+                # a file of an object store that is replaced while it is opened comes cut at the size it had before
+                if self.size(path) == len(content):
+                    raise
 
     def write_json(self, path: str, content: Any) -> None:
         """Write a JSON file whole."""

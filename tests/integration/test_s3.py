@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -243,6 +244,33 @@ def test_the_heartbeat_outlives_a_store_that_fails_for_a_while(
         _wait(lambda: lock._lost)
         with pytest.raises(ResumeError, match="took this run folder over"):
             lock.check()
+
+
+def test_a_json_file_that_is_replaced_while_it_is_opened_is_read_whole(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_json("state.json", {"epoch": 9})
+    read_bytes = Storage.read_bytes
+    cut = []
+
+    def replaced(self: Storage, path: str) -> bytes:
+        monkeypatch.setattr(Storage, "read_bytes", read_bytes)
+        filesystem, full = self.resolved(path)
+        with filesystem.open_input_stream(full) as stream:
+            self.write_json(path, {"epoch": 1000})
+            cut.append(stream.read())
+        return cut[0]
+
+    monkeypatch.setattr(Storage, "read_bytes", replaced)
+    assert storage.read_json("state.json") == {"epoch": 1000}
+    with pytest.raises(ValueError, match="Expecting"):
+        json.loads(cut[0])
+
+
+def test_what_is_no_json_stays_an_error(storage: Storage) -> None:
+    storage.write_bytes("state.json", b"{")
+    with pytest.raises(ValueError, match="Expecting property name"):
+        storage.read_json("state.json")
 
 
 def _wait(condition: Callable[[], bool]) -> None:
