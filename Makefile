@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/python jobs/curate_webvision.py
 
 test: check
-	$(BIN)/python -m pytest -m "not multinode and not slow"
+	$(BIN)/python -m pytest -m "not multinode and not slow" --durations 25
 
 # Whole comparisons, further searches, a tracking server, WebVision in small, more kills: half an hour on two cores.
 test-slow: setup
