@@ -23,17 +23,15 @@ from trainref_ray.results import CurationRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
+FIRST_EPOCH = "round-0/pretrain-*/states/latest.json"
 MOMENTS = (
-    "round-0/pretrain-*/states/latest.json",
+    "inventory/inventory-*/done/*.json",
+    FIRST_EPOCH,
     "round-1/embeddings-*/done/*.json",
+    "round-1/decisions-*/done/*.json",
     "round-1/finetune-*/states/latest.json",
 )
 """Files whose appearance is the moment of the kill."""
-FURTHER_MOMENTS = (
-    "inventory/inventory-*/done/*.json",
-    "round-1/decisions-*/done/*.json",
-    "round-2/embeddings-*/done/*.json",
-)
 TABLES = ("embeddings", "evidence", "supporters", "distributions", "decisions")
 MANY_EPOCHS = 500
 CONTRASTIVE_EPOCHS = 60
@@ -70,19 +68,15 @@ def first_epoch(folder: Path) -> tuple[int, dict[str, Any]]:
         return latest["epochs"], state["history"][0]
 
 
-def finished(process: subprocess.Popen[str]) -> str:
-    """What a job printed that came to its end."""
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
-    return output
-
-
 def kill_at_each(moments: tuple[str, ...], folder: Path, **options: Any) -> str:
     """Start the job and kill it, once for each moment, then let it finish; what the last start printed."""
     for moment in moments:
         code, output = stop_at(job(folder, **options), folder / "run", moment, signal.SIGKILL)
         assert code == -signal.SIGKILL, output
-    return finished(job(folder, **options))
+    process = job(folder, **options)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
 
 
 def wait_for_another_epoch(folder: Path) -> None:
@@ -125,7 +119,7 @@ def test_a_killed_contrastive_pretraining_goes_on_and_ends_like_an_undisturbed_o
     settings = {"pretrain": {"epochs": CONTRASTIVE_EPOCHS, "objective": "contrastive"}}
     whole = curate(make_config(TINY, settings, {"out": str(tmp_path / "whole")}))
     options: dict[str, Any] = {"epochs": CONTRASTIVE_EPOCHS, "objective": "contrastive"}
-    output = kill_at_each(MOMENTS[:1], tmp_path, **options)
+    output = kill_at_each((FIRST_EPOCH,), tmp_path, **options)
     found = re.search(rf"resuming: pretrain: (\d+) of {CONTRASTIVE_EPOCHS} epochs done", output)
     assert found, output
     assert 1 <= int(found[1]) < CONTRASTIVE_EPOCHS
@@ -136,11 +130,9 @@ def test_a_killed_contrastive_pretraining_goes_on_and_ends_like_an_undisturbed_o
 
 
 @pytest.mark.slow
-def test_killed_in_short_stages_and_in_the_last_curation_it_ends_like_an_undisturbed_run(
-    local_ray: None, tmp_path: Path
-) -> None:
+def test_killed_in_the_last_curation_it_ends_like_an_undisturbed_run(local_ray: None, tmp_path: Path) -> None:
     whole = curate(make_config(TINY, {"final_curation": True, "out": str(tmp_path / "whole")}))
-    output = kill_at_each(FURTHER_MOMENTS, tmp_path, final_curation=True)
+    output = kill_at_each(("round-2/embeddings-*/done/*.json",), tmp_path, final_curation=True)
     assert "resuming: round 1 finetune: done before" in output
     run = load_run(str(tmp_path / "run"))
     assert run.rounds == 2
@@ -154,7 +146,7 @@ def test_killed_in_short_stages_and_in_the_last_curation_it_ends_like_an_undistu
 def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path: Path) -> None:
     # so many epochs that none but the interrupt ends them; a terminal sends it to the whole group, Ray's own included
     first = job(tmp_path, own_ray=True, epochs=MANY_EPOCHS)
-    code, output = stop_at(first, tmp_path / "run", "round-0/pretrain-*/states/latest.json", signal.SIGINT)
+    code, output = stop_at(first, tmp_path / "run", FIRST_EPOCH, signal.SIGINT)
     assert code == 130
     assert output.strip().splitlines()[-1] == "interrupted; start again with the same --out to go on"
     assert "Traceback" not in output
@@ -176,21 +168,23 @@ def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path
 
 def test_a_killed_training_worker_is_replaced_and_goes_on(local_ray: None, tmp_path: Path) -> None:
     process = job(tmp_path, epochs=MANY_EPOCHS)
-    deadline = time.monotonic() + NOTHING_NEW
-    while not list((tmp_path / "run").glob("round-0/pretrain-*/states/latest.json")):
+    try:
+        deadline = time.monotonic() + NOTHING_NEW
+        while not list((tmp_path / "run").glob(FIRST_EPOCH)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        [worker] = training_workers()
+        worker.kill()
+        worker.wait(timeout=30)
+        wait_for_another_epoch(tmp_path)
+        [other] = training_workers()
+        assert other.pid != worker.pid
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    [worker] = training_workers()
-    worker.kill()
-    worker.wait(timeout=NOTHING_NEW)
-    wait_for_another_epoch(tmp_path)
-    [other] = training_workers()
-    assert other.pid != worker.pid
-    assert process.poll() is None
-    process.kill()
-    process.wait(timeout=NOTHING_NEW)
-    psutil.wait_procs([other], timeout=NOTHING_NEW)
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+    psutil.wait_procs([other], timeout=30)
 
 
 def training_workers() -> list[psutil.Process]:

@@ -25,7 +25,8 @@ def where(batch: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        cluster.add_node(num_cpus=8)  # room for twice the tasks: on a busy machine leases not given back yet count too
+        # Ray Data reads in four tasks of their own, whose CPUs still count while it asks for those of the four behind
+        cluster.add_node(num_cpus=8)
         cluster.add_node(num_cpus=4, num_gpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
         kinds = {node["NodeID"]: "gpu" if node["Resources"].get("GPU") else "cpu" for node in ray.nodes()}

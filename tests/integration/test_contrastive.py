@@ -21,7 +21,7 @@ from trainref_ray.results import CurationRun
 pytestmark = pytest.mark.ray
 
 CONTRASTIVE = {
-    # after 8 epochs in float32 (without bfloat16) 7 samples join the references: too few for the cut of foreign ones
+    # without bfloat16 relabel_accuracy is 0.60 after 8 epochs, no better than the given labels, and 0.80 after 30
     "pretrain": {"objective": "contrastive", "epochs": 30, "crop": True, "contrastive_area": 0.6},
     "finetune": {"epochs": 15, "learning_rate": 0.1},
     "tracking": {"enabled": True},

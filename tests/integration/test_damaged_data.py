@@ -45,7 +45,6 @@ def run(local_ray: None, digits: Path, tmp_path_factory: pytest.TempPathFactory)
             {
                 "data": [str(folder / "train-*.tar")],
                 "limit": None,
-                "finetune_model": False,
                 "read": {"allow_truncated_shards": True},
                 "resources": {"train_workers": 2},
                 "tracking": {"enabled": True},
