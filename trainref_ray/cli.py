@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trainref_ray.report.suggestions import Suggestions
 
 
-def parse_curate(arguments: Sequence[str], *, default_preset: str | None) -> Config:
+def parse_curate(arguments: Sequence[str], *, default_preset: str | None, prog: str = "curate") -> Config:
     """Settings from `--preset NAME` and further options.
 
     Without `--preset` and `--data` it is the demo preset on the embedded sample.
@@ -40,6 +40,7 @@ def parse_curate(arguments: Sequence[str], *, default_preset: str | None) -> Con
     Args:
         arguments: of the command line, without the program's name.
         default_preset: what `--preset` is when only `--data` is given; None = the defaults.
+        prog: the command, as help and errors name it.
 
     Raises:
         ConfigError: unknown preset or bad value. An unknown option ends the program with exit code 2, by tyro.
@@ -59,7 +60,7 @@ def parse_curate(arguments: Sequence[str], *, default_preset: str | None) -> Con
             Config,
             default=base,
             args=rest,
-            prog="curate",
+            prog=prog,
             description="Curate an image set with noisy labels. --preset NAME (demo, cifar10, cifar100, webvision, "
             "webvision_mini or a .yaml file) sets the defaults below.",
         )
@@ -129,7 +130,7 @@ def doctor_command(arguments: Sequence[str], default_preset: str | None = None) 
 
     def command() -> None:
         nonlocal failed
-        config = parse_curate(arguments, default_preset=default_preset)
+        config = parse_curate(arguments, default_preset=default_preset, prog="doctor")
         from trainref_ray.distributed.job import doctor  # imported late: wrong options are told at once
 
         checks = doctor(config)
@@ -180,7 +181,7 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[Config, SweepSettings]:
         description="Try settings of a curation and rank them by references left out: sweep --preset NAME --space "
         "FILE --out DIR. All options of `trainref curate` are taken too, for every trial.",
     )
-    config = parse_curate(rest, default_preset=None)
+    config = parse_curate(rest, default_preset=None, prog="sweep")
     if config.out.startswith("runs/") and "--out" not in [argument.partition("=")[0] for argument in rest]:
         config = make_config(config.model_dump(), {"out": f"runs/sweep-{config.out.removeprefix('runs/')}"})
     return config, settings
@@ -278,7 +279,7 @@ def parse_compare(arguments: Sequence[str], *, default_preset: str | None) -> tu
     wrong = [number for number in seeds if not (number.isascii() and number.isdigit())]
     if wrong:
         raise ConfigError(f"--seeds is {numbers!r}: {wrong[0]!r} is no number from 0; right is e.g. --seeds 0,1,2")
-    config = parse_curate(rest, default_preset=default_preset)
+    config = parse_curate(rest, default_preset=default_preset, prog="compare")
     return config, Request(tuple(methods), tuple(dict.fromkeys(map(int, seeds))), human_field)
 
 

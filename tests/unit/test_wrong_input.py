@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from trainref_ray.cli import curate_command
+from trainref_ray.cli import compare_command, curate_command, doctor_command, sweep_command
 
 Case = Callable[[Path, Path], list[str]]
 
@@ -82,11 +82,19 @@ def test_wrong_input_ends_with_one_line_and_code_2(
     assert ray.is_initialized() == started
 
 
-def test_unknown_option_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("curate", curate_command), ("doctor", doctor_command), ("compare", compare_command), ("sweep", sweep_command)],
+)
+def test_unknown_option_ends_with_code_2(
+    name: str, command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        curate_command(["--vote.kk", "3"])
+        command(["--vote.kk", "3", *(["--space", "k.yaml"] if name == "sweep" else [])])
     assert caught.value.code == 2
-    assert "--vote.k" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--vote.k" in told
+    assert f"{name} --help" in told
 
 
 def test_after_a_refusal_the_folder_is_a_runs(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
