@@ -25,14 +25,15 @@ TINY: dict[str, Any] = {
     "pretrain": {"epochs": 3, "flip": False, "crop": False, "keep_best": True},
     "probe": {"learning_rate": 0.05},
     "vote": {"k": 10, "near_duplicate": 0.9999},
+    "ood": {"quantile": 0.8},
     "finetune": {"epochs": 2, "flip": False, "crop": False},
     "evaluate": {"bootstrap": 20},
     "report": {"gallery": 6},
     "tracking": {"enabled": False},
 }
 """A curation that takes seconds once Ray runs: a third of the digits, few epochs, one curation. After so few epochs
-embeddings of a class lie closer together than a trained model's, and a hundred members are enough for ten supporters,
-not for twenty."""
+embeddings of a class lie closer together than a trained model's, a hundred members are enough for ten supporters, not
+for twenty, and some eight samples pass to set the cut of foreign images on: enough for a quantile of 0.8, not of 0.95."""
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ class Curation:
         supporter_label: int64 [N, k], −1 is none.
         in_reference_set: bool [N], joined the reference set by augmentation.
         given_references: R.
-        ood_cut: raw score above which a sample is flagged.
+        ood_cut: raw score above which a sample is flagged; infinity where too few samples pass to set one.
         classes_left_short: classes that no sample joined.
     """
 

@@ -148,7 +148,7 @@ DECISION = pa.schema(
             "best_class", pa.int32(), "largest class of the distribution, that of an ood sample included", nullable=True
         ),
         _column("label_quality", pa.float32(), "0 to 1, higher = the given label is more likely right", nullable=True),
-        _column("ood_score", pa.float32(), "0 to 1, higher = stranger; the cut is at 0.5", nullable=True),
+        _column("ood_score", pa.float32(), "0 to 1, higher = stranger; above 0.5 lies beyond the cut", nullable=True),
         _column("reason", pa.string(), "why this decision"),
     ]
 )

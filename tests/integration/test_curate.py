@@ -145,15 +145,23 @@ def test_started_again_it_does_nothing_twice(run: CurationRun, local_ray: None) 
     assert all(stage["shards_reused"] == stage["shards"] for stage in again.summary["stages"])
 
 
-def test_another_k_computes_supporters_and_what_follows(run: CurationRun, local_ray: None, tmp_path: Path) -> None:
+def test_other_settings_compute_supporters_and_what_follows(
+    run: CurationRun, local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(run.path, tmp_path / "other")  # other tests look at the run itself
     shards = {name: run.settings[name] for name in ("data", "test_data")}
-    other = start(tmp_path / "other", **shards, vote={"k": 5}, finetune_model=False)
+    cut_on_too_few = {"quantile": 0.999}
+    other = start(tmp_path / "other", **shards, vote={"k": 5}, ood=cut_on_too_few, finetune_model=False)
     reused = {stage["name"] for stage in other.summary["stages"] if stage["shards_reused"] == stage["shards"]}
     done = {stage["name"] for stage in other.summary["stages"] if stage["shards_reused"] < stage["shards"]}
     assert {"inventory", "pretrain", "embeddings", "probe", "evidence", "references"} <= reused
     assert done == {"supporters", "distributions", "transition", "ood", "decisions"}
     assert other.supporters()["supporter_uid"].type.list_size == 5
+    assert run.summary["counts"]["ood"] > 0
+    assert other.summary["counts"]["ood"] == 0
+    assert other.summary["metrics"]["ood_auroc"] > 0.8
+    assert "no sample is called ood" in " ".join(capsys.readouterr().err.split())
+    assert "No sample is called out of distribution" in other.storage.read_bytes("report/index.html").decode()
 
 
 def test_the_first_models_classes_are_those_of_its_logits(run: CurationRun) -> None:

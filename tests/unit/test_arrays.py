@@ -48,6 +48,14 @@ def test_finds_wrong_labels_and_foreign_samples(data, result):
     assert (truth != labels)[result.in_reference_set].mean() < 0.05
 
 
+def test_few_samples_give_no_cut_and_no_foreign_ones(data):
+    few = curate((data[0][::8], data[1][::8], *data[2:]))
+    assert few.ood_cut == np.inf
+    assert not (few.decision == "ood").any()
+    assert (np.diff(few.ood_score[np.argsort(few.ood_raw)]) >= 0).all()
+    assert few.ood_score.std() > 0
+
+
 def test_result_is_consistent(data, result):
     labels = data[1]
     assert result.soft_label.shape == (260, CLASSES)

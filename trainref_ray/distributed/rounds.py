@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -280,6 +281,11 @@ def _cut_ood(context: Context, stages: RoundStages) -> None:
         gaussian = fitted.gaussian or ood.Gaussian(nothing, nothing)
         content = {"means": gaussian.means, "precision": gaussian.precision}
         context.storage.write_bytes(stage.path("gaussian.safetensors"), save_safetensors(content))
+        if math.isinf(fitted.cut):
+            context.reporter.message(
+                f"round {stage.round} ood: no sample is called ood: the {len(drawn)} samples to set the cut on are too "
+                f"few for the quantile {settings.quantile:g}"
+            )
         stage.finish({"cut": fitted.cut, "calibration_samples": len(drawn), "fit_samples": len(fitted_on)})
         progress.advance(len(drawn) + len(fitted_on), shards=1)
 

@@ -127,24 +127,23 @@ def cut(raw: np.ndarray, quantile: float) -> float:
     """Raw score above which a sample is flagged: the upper quantile for a finite sample (METHOD 4).
 
     The ⌈(n + 1)·quantile⌉-th smallest of n calibration scores, as in split conformal prediction: a new sample drawn
-    alike lies above it with a probability of at most 1 − quantile. The largest score where n is too small for that,
-    infinity without scores, so that nothing is flagged.
+    alike lies above it with a probability of at most 1 − quantile. Infinity, so that nothing is flagged, where n is too
+    small for that (below 19 for a quantile of 0.95): the largest of 3 scores flagged 91 % of the ordinary digits.
 
     Args:
         raw: float [n], scores of the calibration samples.
         quantile: share of ordinary samples to leave below the cut.
     """
-    if not len(raw):
-        return math.inf
     # the small subtraction keeps 20 * 0.95 = 19.000000000000004 from becoming the 20th
-    rank = math.ceil((len(raw) + 1) * quantile - 1e-9)
-    return float(np.sort(raw)[min(max(rank, 1), len(raw)) - 1])
+    rank = max(math.ceil((len(raw) + 1) * quantile - 1e-9), 1)
+    return float(np.sort(raw)[rank - 1]) if rank <= len(raw) else math.inf
 
 
 def ood_score(raw: np.ndarray, cut: float) -> np.ndarray:
     """raw / (raw + cut): float32 [N] in [0, 1), rising with raw (METHOD 4).
 
-    Exactly 0.5 at the cut, and above 0.5 for every larger raw score, however close: rounding moves none across.
+    Exactly 0.5 at the cut, and above 0.5 for every larger raw score, however close: rounding moves none across. Without
+    a cut (infinity) half of raw / (raw + 1), which ranks and flags nothing.
 
     Args:
         raw: float [N], 0 and up.
@@ -152,7 +151,7 @@ def ood_score(raw: np.ndarray, cut: float) -> np.ndarray:
     """
     values = raw.astype(np.float64)
     if math.isinf(cut):
-        return np.zeros(len(values), np.float32)
+        return (0.5 * values / (values + 1.0)).astype(np.float32)
     total = values + cut
     score = np.where(total > 0, values / np.where(total > 0, total, 1.0), 0.5).astype(np.float32)
     half = np.float32(0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -269,6 +270,12 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
         notes.append(
             f"The model was trained on the label distributions of round {config.rounds}; the decisions here are its "
             "own, of a last curation after which nothing was trained."
+        )
+    calibrated = run.stage("ood").facts()
+    if math.isinf(calibrated["cut"]):
+        notes.append(
+            f"No sample is called out of distribution: the {calibrated['calibration_samples']} samples to set the cut "
+            f"on are too few for the quantile {config.ood.quantile:g}."
         )
     held_out = len(run.stages["held_out"])
     if config.pretrain.reads_labels:

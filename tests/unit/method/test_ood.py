@@ -86,8 +86,14 @@ def test_cut_by_hand():
     scores = np.arange(1.0, 20.0)  # n = 19: rank ⌈20 · 0.95⌉ = 19
     assert ood.cut(scores, 0.95) == 19.0
     assert ood.cut(np.arange(1.0, 40.0), 0.95) == 38.0  # ⌈40 · 0.95⌉
-    assert ood.cut(np.arange(1.0, 4.0), 0.95) == 3.0
+    assert ood.cut(np.arange(1.0, 4.0), 0.5) == 2.0
+    assert ood.cut(np.arange(1.0, 4.0), 0.1) == 1.0
+
+
+def test_no_cut_on_too_few_scores():
+    assert ood.cut(np.arange(1.0, 19.0), 0.95) == math.inf  # n = 18: rank ⌈19 · 0.95⌉ = 19
     assert ood.cut(np.array([]), 0.95) == math.inf
+    assert ood.cut(np.array([]), 0.01) == math.inf
 
 
 def test_cut_flags_the_stated_share_of_new_samples():
@@ -109,4 +115,8 @@ def test_score_is_half_at_the_cut_and_rises(raw, cut):
 
 def test_score_by_hand():
     np.testing.assert_allclose(ood.ood_score(np.array([0.0, 1.0, 3.0, 9.0]), 3.0), [0, 0.25, 0.5, 0.75])
-    assert ood.ood_score(np.array([5.0]), math.inf).tolist() == [0.0]
+
+
+def test_without_a_cut_scores_rank_and_flag_nothing():
+    np.testing.assert_allclose(ood.ood_score(np.array([0.0, 1.0, 4.0]), math.inf), [0, 0.25, 0.4])
+    assert ood.ood_score(np.array([1e30]), math.inf) == 0.5
