@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
 }
 """A curation that takes seconds once Ray runs: a third of the digits, few epochs, one curation. After so few epochs
 embeddings of a class lie closer together than a trained model's, a hundred members are enough for ten supporters, not
-for twenty, and some eight samples pass to set the cut of foreign images on: enough for a quantile of 0.8, not of 0.95."""
+for twenty, and some eight samples pass to set the cut of foreign images on: enough for a quantile of 0.8, not 0.95."""
 
 
 @pytest.fixture(scope="session")
