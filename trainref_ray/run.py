@@ -89,8 +89,12 @@ class Storage:
     def read_bytes(self, path: str) -> bytes:
         """Content of a file."""
         filesystem, full = self.resolved(path)
-        with filesystem.open_input_stream(full) as stream:
-            return stream.read()
+        while True:
+            with filesystem.open_input_stream(full) as stream:
+                content = stream.read()
+            # a file of an object store that is replaced while it is opened comes cut at the size it had before
+            if self.is_local or self.size(path) in (None, len(content)):
+                return content
 
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part."""
@@ -108,19 +112,8 @@ class Storage:
         os.replace(aside, full)
 
     def read_json(self, path: str) -> Any:
-        """Content of a JSON file.
-
-        Raises:
-            ValueError: it is not JSON.
-        """
-        while True:
-            content = self.read_bytes(path)
-            try:
-                return json.loads(content)
-            except ValueError:
-                # a file of an object store that is replaced while it is opened comes cut at the size it had before
-                if self.size(path) == len(content):
-                    raise
+        """Content of a JSON file."""
+        return json.loads(self.read_bytes(path))
 
     def write_json(self, path: str, content: Any) -> None:
         """Write a JSON file whole."""

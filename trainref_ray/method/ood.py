@@ -128,7 +128,7 @@ def cut(raw: np.ndarray, quantile: float) -> float:
 
     The ⌈(n + 1)·quantile⌉-th smallest of n calibration scores, as in split conformal prediction: a new sample drawn
     alike lies above it with a probability of at most 1 − quantile. Infinity, so that nothing is flagged, where n is too
-    small for that (below 19 for a quantile of 0.95): the largest of 3 scores flagged 91 % of the ordinary digits.
+    small for that (below 19 for a quantile of 0.95): above the largest of n scores lies one in n + 1.
 
     Args:
         raw: float [n], scores of the calibration samples.
