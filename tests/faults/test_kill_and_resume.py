@@ -21,7 +21,7 @@ from processes import NOTHING_NEW, start, stop_at
 from trainref_ray import curate, load_run, make_config
 from trainref_ray.results import CurationRun
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.ray
 
 FIRST_EPOCH = "round-0/pretrain-*/states/latest.json"
 MOMENTS = (

@@ -15,7 +15,7 @@ from processes import start, stop_at
 
 from trainref_ray.results import load_sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.ray
 
 
 LONG = 600

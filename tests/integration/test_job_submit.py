@@ -23,7 +23,7 @@ from heads import PORTS, free_ports
 from trainref_ray import load_run
 from trainref_ray.results import load_sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.ray
 
 BIN = Path(sys.executable).parent
 START_SECONDS = 300

@@ -23,7 +23,7 @@ from trainref_ray.distributed.preflight import tell
 from trainref_ray.errors import ResourceError
 from trainref_ray.progress import Reporter
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.ray
 
 HERE = Path(__file__).parent
 

@@ -21,7 +21,7 @@ from trainref_ray.errors import ConfigError
 from trainref_ray.progress import Reporter
 from trainref_ray.results import CurationSweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.ray
 
 ONCE = ("inventory", "pretrain", "embeddings", "probe", "evidence", "references")
 """Stages that the number of supporters does not touch."""
