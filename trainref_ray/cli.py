@@ -261,12 +261,13 @@ COMPARE_OPTIONS = """compare has the options of a curation (below) and:
 
 
 def parse_compare(arguments: Sequence[str], *, default_preset: str | None) -> tuple[Config, Request]:
-    """Settings of the curations, and what is compared.
+    """Settings of the curations, and what is compared. Where no methods are named, cleanlab's are left out with a line
+    on standard error if it is not installed.
 
     Raises:
         ConfigError: an unknown method, a seed that is no number, or what `parse_curate` refuses.
     """
-    from trainref_ray.baselines.methods import METHODS, choose_methods
+    from trainref_ray.baselines.methods import CLEANLAB, METHODS, choose_methods, cleanlab_installed
     from trainref_ray.distributed.compare import Request
 
     rest, named = take_option(list(arguments), "--methods")
@@ -280,6 +281,11 @@ def parse_compare(arguments: Sequence[str], *, default_preset: str | None) -> tu
     if wrong:
         raise ConfigError(f"--seeds is {numbers!r}: {wrong[0]!r} is no number from 0; right is e.g. --seeds 0,1,2")
     config = parse_curate(rest, default_preset=default_preset, prog="compare")
+    if named is None and not cleanlab_installed():
+        print(
+            f"cleanlab is not installed: no {', '.join(CLEANLAB)}; pip install 'trainref-ray[benchmarks]'",
+            file=sys.stderr,
+        )
     return config, Request(tuple(methods), tuple(dict.fromkeys(map(int, seeds))), human_field)
 
 
@@ -288,14 +294,8 @@ def compare_command(arguments: Sequence[str], default_preset: str | None = None)
 
     def command() -> None:
         config, request = parse_compare(arguments, default_preset=default_preset)
-        from trainref_ray.baselines.methods import CLEANLAB, cleanlab_installed
         from trainref_ray.distributed.compare import compare
 
-        if not cleanlab_installed():
-            print(
-                f"cleanlab is not installed: no {', '.join(CLEANLAB)}; pip install 'trainref-ray[benchmarks]'",
-                file=sys.stderr,
-            )
         print_comparison(compare(config, request))
 
     return run_command(command)

@@ -57,3 +57,13 @@ def test_options_of_the_comparison_beside_those_of_the_curation() -> None:
     assert request.human_field == "people"
     assert config.vote.k == 7
     assert config.out == "runs/cifar10"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_that_cleanlab_is_missing_is_told_where_it_would_have_been_run(
+    named: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainref_ray.baselines.methods.cleanlab_installed", lambda: False)
+    arguments = ["--data", "x", "--reference-per-class", "1", *(["--methods", "knn"] if named else [])]
+    parse_compare(arguments, default_preset="cifar10")
+    assert ("cleanlab is not installed" in capsys.readouterr().err) == (not named)
