@@ -68,8 +68,8 @@ class DiscPlan:
         randaugment: magnitude of the strong view, 0 to 30.
         crop, flip: of both views.
         keep_best: release the epoch with the lowest validation loss.
-        image_passes: train until so many forward-backward passes are made, instead of `epochs` (which then only shape
-            the schedule; beyond them it stays at its last rate).
+        image_passes: train until so many forward-backward passes are made, instead of `epochs`, over which the
+            schedule is then stretched (see `schedule_epoch`).
         seed: of every draw.
         bf16: autocast to bfloat16.
         device: where to train.
@@ -265,7 +265,7 @@ def train_disc(
     while not _finished(state, plan):
         epoch = state.training.epoch
         started = time.perf_counter()
-        _set_rate(optimizer, plan, epoch)
+        _set_rate(optimizer, plan, schedule_epoch(plan, len(given), epoch, state.image_passes))
         with torch.random.fork_rng(devices):
             torch.manual_seed(_seed(plan, epoch))  # dropout and stochastic depth inside the model
             loss, images, memory = _run_epoch(model, optimizer, pixels, given, state, plan)
@@ -334,7 +334,27 @@ def _optimizer(model: Classifier, plan: DiscPlan) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
 
 
-def rate_share(plan: DiscPlan, epoch: int) -> float:
+def schedule_epoch(plan: DiscPlan, images: int, epoch: int, passes: int) -> float:
+    """Where the schedule stands at the beginning of an epoch, in epochs of the plan.
+
+    In a budget of passes the plan's epochs are those of a training whose every image is selected. Fewer are, so it
+    makes more epochs, and after the warm-up the schedule goes by the share of the budget that is used up: else it would
+    have ended early, and the rest been trained at the lowest rate.
+
+    Args:
+        plan: how.
+        images: N.
+        epoch: from 0.
+        passes: made before it.
+    """
+    if plan.image_passes is None or epoch <= plan.warmup_epochs:
+        return epoch
+    warmup = 2 * images * plan.warmup_epochs
+    used = (passes - warmup) / max(1, plan.image_passes - warmup)
+    return plan.warmup_epochs + (plan.epochs - plan.warmup_epochs) * used
+
+
+def rate_share(plan: DiscPlan, epoch: float) -> float:
     """Share of the largest learning rate in an epoch (from 0); beyond the last epoch it stays as it was in it."""
     epoch = min(epoch, plan.epochs - 1)
     if plan.schedule == "steps":
@@ -345,7 +365,7 @@ def rate_share(plan: DiscPlan, epoch: int) -> float:
     return learning_rate_share(epoch, plan.epochs, warmup=0.1)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, plan: DiscPlan, epoch: int) -> None:
+def _set_rate(optimizer: torch.optim.Optimizer, plan: DiscPlan, epoch: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = plan.learning_rate * rate_share(plan, epoch)
         if plan.optimizer == "adam" and plan.schedule == "linear":

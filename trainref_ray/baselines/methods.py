@@ -125,8 +125,11 @@ def disc_plan(images: int, budget: int, noise_rate: float, **common: Any) -> Dis
     Args:
         images: N.
         budget: forward-backward passes.
-        noise_rate: expected share of wrong labels, which the published settings depend on.
+        noise_rate: expected share of wrong labels, which the published settings depend on, and of those for small
+            budgets the weight of the hard images.
         common: views, seed, device and precision of every training.
     """
-    plan = SHORT if budget < SHORT_BELOW * images else published_plan(noise_rate)
+    plan = published_plan(noise_rate)
+    if budget < SHORT_BELOW * images:
+        plan = replace(SHORT, hard_weight=plan.hard_weight)
     return replace(plan_within(plan, images, budget), **common)

@@ -135,7 +135,7 @@ def steps_per_epoch(total: int, global_batch: int) -> int:
     return -(-total // global_batch)
 
 
-def learning_rate_share(step: int, steps: int, warmup: float) -> float:
+def learning_rate_share(step: float, steps: int, warmup: float) -> float:
     """Share of the largest learning rate at a step (from 0): linear warm-up, then half a cosine down to 0."""
     rising = warmup * steps
     if step < rising:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainref_ray.baselines import disc
 from trainref_ray.baselines.disc import (
     SHORT,
     DiscPlan,
@@ -24,6 +25,7 @@ from trainref_ray.baselines.disc import (
     published_plan,
     rate_share,
     save_disc_state,
+    schedule_epoch,
     train_disc,
 )
 from trainref_ray.baselines.selection import CLEAN, HARD, LEFT_OUT, PURIFIED
@@ -117,6 +119,34 @@ def test_a_plan_squeezed_to_a_tenth_keeps_its_shares() -> None:
     assert replace(plan, epochs=200, warmup_epochs=20, decay_at=(80, 160), threshold_momentum=0.99) == replace(
         DiscPlan(), image_passes=76_000
     )
+
+
+def test_the_schedule_is_stretched_over_the_budget_by_hand() -> None:
+    """100 images, 10 epochs of which 2 warm up: planned are 2 * 200 + 8 * 400 passes. At 300 an epoch, as of images of
+    which half are selected, epoch 6 begins after 400 + 4 * 300 passes, where 1200 of 3200 are used up."""
+    plan = replace(SHORT, epochs=10, warmup_epochs=2, image_passes=3600)
+    assert [schedule_epoch(plan, 100, epoch, 200 * epoch) for epoch in (0, 1, 2)] == [0, 1, 2]
+    assert schedule_epoch(plan, 100, 6, 400 + 4 * 400) == 6
+    assert schedule_epoch(plan, 100, 6, 400 + 4 * 300) == 2 + 8 * 1200 / 3200
+    assert schedule_epoch(plan, 100, 12, 3599) < 10
+    assert schedule_epoch(replace(plan, image_passes=None), 100, 6, 400) == 6
+
+
+def test_the_rate_falls_until_the_budget_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With thresholds at the last epoch's probabilities many images are left out, so there are more epochs than the
+    plan's; none repeats a rate."""
+    rates: list[float] = []
+
+    def watched(optimizer: torch.optim.Optimizer, plan: DiscPlan, epoch: float) -> None:
+        set_rate(optimizer, plan, epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    set_rate = disc._set_rate
+    monkeypatch.setattr(disc, "_set_rate", watched)
+    plan = replace(PLAN, schedule="cosine", epochs=6, warmup_epochs=1, threshold_momentum=0.0, image_passes=22 * 40)
+    trained(plan)
+    assert len(rates) > plan.epochs
+    assert all(later < before for before, later in pairwise(rates))
 
 
 def test_the_smallest_budget_has_a_warm_up_and_an_epoch_after_it() -> None:
