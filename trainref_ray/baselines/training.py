@@ -1,4 +1,5 @@
-"""Cross-entropy, label smoothing and Mixup (METHOD 7): the usual loop, with as many image passes as everyone."""
+"""Cross-entropy, with weak and strong views, label smoothing and Mixup (METHOD 7): the usual loop, with as many image
+passes as everyone."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ import numpy as np
 from trainref_ray.models.backbones import Classifier
 from trainref_ray.training.loop import ArrayBatches, EpochReport, TrainPlan, TrainState, train
 
+AUGMENTED = "cross_entropy_augmented"
+"""Cross-entropy with the views and Mixup of trainref's fine-tuning: how much of what trainref gains is theirs."""
 RIVALS: dict[str, dict[str, Any]] = {
     "cross_entropy": {},
+    AUGMENTED: {},
     "label_smoothing": {"label_smoothing": 0.1},
     "mixup": {"mixup": 1.0},
 }
-"""What each changes in the plan: the usual share of label smoothing (Szegedy et al. 2016), and Mixup's Beta on CIFAR
-(Zhang et al. 2018)."""
+"""What each changes in the plan that it is given: the usual share of label smoothing (Szegedy et al. 2016), and Mixup's
+Beta on CIFAR (Zhang et al. 2018)."""
 
 
 def rival_plan(name: str, plan: TrainPlan, *, images: int, batch_size: int, budget: int) -> TrainPlan:

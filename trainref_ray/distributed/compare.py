@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +20,7 @@ import ray
 import yaml
 
 from trainref_ray.baselines import methods
+from trainref_ray.baselines.training import AUGMENTED
 from trainref_ray.config import METHOD_VERSION, Config, make_config
 from trainref_ray.data.images import stored_size
 from trainref_ray.data.shards import count_samples
@@ -40,6 +41,7 @@ from trainref_ray.distributed.rival_worker import (
     TRUTH,
     RivalJob,
     RivalStage,
+    finetune_views,
     load_piece,
     load_result,
     run_method,
@@ -61,7 +63,7 @@ from trainref_ray.results import CurationRun, load_run
 from trainref_ray.run import COMPARE_FILE, RunLock, Storage, open_run
 from trainref_ray.training.calibrate import softmax
 
-COMPARE_VERSION = 1
+COMPARE_VERSION = 2
 """Raised when a change of the code changes a rival's result for equal settings."""
 LOOK_SECONDS = 10.0
 """Between two looks at the trainings' epochs."""
@@ -396,9 +398,15 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
     if name == methods.OURS or name in methods.RETRAINED:
         return content | {"stages": [stages["rounds"], stages["models"], stages["predictions"]]}
     if name in methods.TRAINED:
-        own = {key: settings[key] for key in ("backbone", "model", "pretrain")}
-        rate = facts["noise_rate"] if name == "disc" else None
-        return content | own | {"image_passes": facts["image_passes"], "noise_rate": rate}
+        own = {key: settings[key] for key in ("backbone", "model", "pretrain")} | {
+            "image_passes": facts["image_passes"]
+        }
+        if name == AUGMENTED:
+            own |= {"views": finetune_views(config)}
+        if name == "disc":
+            images = facts["samples"] + facts["references"]
+            own |= {"plan": asdict(methods.disc_plan(images, facts["image_passes"], facts["noise_rate"]))}
+        return content | own
     if name == methods.HARD_LABEL:
         return content | {"decisions": stages["rounds"][-1]["decisions"]}
     if name == methods.TRAINED_ON:

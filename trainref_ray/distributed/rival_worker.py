@@ -21,7 +21,7 @@ from trainref_ray.baselines import methods
 from trainref_ray.baselines.disc import DiscState, judge, load_disc_state, save_disc_state, train_disc
 from trainref_ray.baselines.features import FeatureData, out_of_fold_probabilities
 from trainref_ray.baselines.results import RivalResult, from_probabilities, from_tensors, to_tensors
-from trainref_ray.baselines.training import rival_plan, train_rival
+from trainref_ray.baselines.training import AUGMENTED, rival_plan, train_rival
 from trainref_ray.config import Config, TrainSettings, make_config
 from trainref_ray.distributed.embedding import CPU_BATCH
 from trainref_ray.distributed.rival_data import (
@@ -351,6 +351,8 @@ def _train_simple(
     shared = set(TrainPlan.__dataclass_fields__) & set(TrainSettings.model_fields)
     base = TrainPlan(**{name: getattr(settings, name) for name in shared}, steps_per_epoch=1, **_common(job))
     base = replace(base, mixup=0.0, label_smoothing=0.0)  # each rival's own are laid over it
+    if job.method == AUGMENTED:
+        base = replace(base, **finetune_views(job.config))
     plan = rival_plan(job.method, base, images=len(pixels), batch_size=settings.batch_size, budget=job.budget)
     folder = latest_state(job.stage, scratch)
 
@@ -368,6 +370,11 @@ def _train_simple(
         on_epoch=on_epoch,
     )
     return state, None, asdict(plan) | {"batch_size": settings.batch_size}
+
+
+def finetune_views(config: Config) -> dict[str, Any]:
+    """What trainref's fine-tuning does to an image before the network sees it."""
+    return {name: getattr(config.finetune, name) for name in ("crop", "flip", "randaugment", "mixup")}
 
 
 def _train_disc(

@@ -38,7 +38,12 @@ def test_plans_by_hand() -> None:
     plans = {name: rival_plan(name, PLAN, images=300, batch_size=32, budget=1000) for name in RIVALS}
     assert {(plan.epochs, plan.steps_per_epoch) for plan in plans.values()} == {(3, 10)}
     changes = {name: (plan.label_smoothing, plan.mixup) for name, plan in plans.items()}
-    assert changes == {"cross_entropy": (0.0, 0.0), "label_smoothing": (0.1, 0.0), "mixup": (0.0, 1.0)}
+    assert changes == {
+        "cross_entropy": (0.0, 0.0),
+        "cross_entropy_augmented": (0.0, 0.0),
+        "label_smoothing": (0.1, 0.0),
+        "mixup": (0.0, 1.0),
+    }
     assert {plan.learning_rate for plan in plans.values()} == {0.05}
 
 
