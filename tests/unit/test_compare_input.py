@@ -8,6 +8,8 @@ import pytest
 import ray
 
 from trainref_ray.cli import compare_command, parse_compare
+from trainref_ray.config import make_config
+from trainref_ray.distributed.compare import comparison_notes
 
 CASES: dict[str, tuple[list[str], str]] = {
     "unknown method": (["--methods", "knn,disk"], "'disk' is unknown; allowed: trainref,"),
@@ -67,3 +69,14 @@ def test_that_cleanlab_is_missing_is_told_where_it_would_have_been_run(
     arguments = ["--data", "x", "--reference-per-class", "1", *(["--methods", "knn"] if named else [])]
     parse_compare(arguments, default_preset="cifar10")
     assert ("cleanlab is not installed" in capsys.readouterr().err) == (not named)
+
+
+def test_notes_name_the_views_that_only_trainref_and_one_rival_train_on() -> None:
+    keys = ("samples", "classes", "tests", "references", "held_out", "curating", "image_passes")
+    setups = [dict.fromkeys(keys, 7)]
+    strong = " ".join(comparison_notes(setups, make_config({"finetune": {"randaugment": 6, "mixup": 0.5}})))
+    assert "(randaugment 6, mixup 0.5); of the rivals cross_entropy_augmented alone" in strong
+    same = {"crop": True, "flip": False, "randaugment": 0}
+    plain = " ".join(comparison_notes(setups, make_config({"finetune": same | {"mixup": 0.0}, "pretrain": same})))
+    assert "cross_entropy_augmented" not in plain
+    assert "temperature that fits" in plain

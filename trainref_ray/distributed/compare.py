@@ -452,8 +452,9 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
     everyone = first["references"] + first["held_out"]
     notes = [
         f"{first['samples']:,} samples of {first['classes']} classes, {first['tests']:,} test images, {everyone:,} "
-        f"references. {first['held_out']:,} of these choose the epoch and the temperature, and no model is trained on "
-        f"them; every rival has the other {first['references']:,} in its training set.",
+        f"references. {first['held_out']:,} of these choose the temperature and, where pretrain.keep_best is set, the "
+        "epoch of all but disc, which releases its last; no model is trained on them. Every rival has the other "
+        f"{first['references']:,} in its training set.",
         f"trainref compares its samples with {first['curating']:,} of the references"
         + (", held-out ones among them." if first["curating"] > first["references"] else ", none of them held out."),
         f"Trainings: backbone {config.backbone}, "
@@ -462,6 +463,17 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         "Methods on embeddings, and trainref/… without a training, get round 1's float16 embeddings, of the model that "
         "was trained on the noisy labels; their seconds leave that training out.",
     ]
+    views = finetune_views(config)
+    if config.finetune_model and views != {name: getattr(config.pretrain, name) for name in views}:
+        strong = ", ".join(f"{name} {views[name]:g}" for name in ("randaugment", "mixup"))
+        notes.append(
+            f"trainref's fine-tuning has views of its own ({strong}); of the rivals {AUGMENTED} alone trains on them. "
+            "All others have the views of the first training, and disc its own strong view beside them."
+        )
+    notes.append(
+        "A rival's label quality is what its model gives the label, as it comes; trainref's model speaks at the "
+        "temperature that fits the held-out references."
+    )
     if config.finetune_model and config.calibrate.samples:
         notes.append(
             "trainref's temperature is also fitted to the label distributions of at most "

@@ -30,7 +30,8 @@ class RoundStages:
     """Where the tables of a round are, and the model that made its embeddings.
 
     `ood_embeddings` are the first round's in every round: fine-tuning draws each sample to its best class, those that
-    belong to none as well, and measured worse at telling them apart (docs/method.md).
+    belong to none as well, and measured worse at telling them apart (docs/method.md). Distances to supporters are to
+    the round's own.
     """
 
     inventory: Stage

@@ -11,10 +11,6 @@ LEAST_PROBABILITY = 1e-6
 """Smaller ones count as this: one reference that is ruled out should not decide alone."""
 
 
-LEAST_PROBABILITY = 1e-6
-"""Smaller ones count as this: one reference that is ruled out should not decide alone."""
-
-
 @dataclass(frozen=True)
 class Judgement:
     """How one trial's curation did on references that were left out of it.
@@ -104,12 +100,18 @@ def _by_reference(trials: Sequence[Judgement]) -> dict[int, float]:
 
 
 def _difference(best: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float]:
-    """Mean of best minus other over the references both have, and its standard error (infinite with fewer than two)."""
+    """Mean of best minus other over the references both have, and its standard error (infinite with fewer than two).
+
+    Where all differ alike the error is that with one more difference in either direction, in the way of Laplace's rule:
+    two references are not enough to be sure, three are.
+    """
     shared = sorted(best.keys() & other.keys())
     values = np.array([best[uid] - other[uid] for uid in shared])
     if not len(values):
         return 0.0, float("inf")
     error = _standard_error(values)
+    if error == 0 and values.any():
+        error = _standard_error(np.append(values, [1.0, -1.0]))
     return max(0.0, float(values.mean())), float("inf") if error is None else error
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,18 +38,6 @@ class Probe:
         if self.bias is not None:
             logits += torch.from_numpy(self.bias).to(device)[:, None, :]
         return logits.softmax(dim=2).cpu().numpy()
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file with `weight` and, if there is one, `bias`."""
-        save_file({"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias}), path)
-
-    @staticmethod
-    def load(path: str | Path) -> Probe:
-        """Read what `save` wrote; ValueError if the file holds anything else."""
-        content = load_file(path)
-        if not {"weight"} <= content.keys() <= {"weight", "bias"}:
-            raise ValueError(f"{path} is not a probe: it holds {sorted(content)}")
-        return Probe(content["weight"], content.get("bias"))
 
 
 def fit_probe(

@@ -127,7 +127,8 @@ def randaugment(pixels: Tensor, magnitude: int, generator: torch.Generator) -> T
 
     Args:
         pixels: uint8 [B, S, S, 3].
-        magnitude: 0 to 30 (strongest); at 0 only autocontrast and equalize, which have no strength, change an image.
+        magnitude: 0 to 30 (strongest); at 0 only autocontrast and equalize, which have no strength, change an image,
+            and solarize, which then turns pure white.
         generator: on the CPU.
 
     Returns:

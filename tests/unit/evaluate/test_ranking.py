@@ -39,6 +39,17 @@ def test_a_clear_difference_is_no_tie() -> None:
     assert not ranked["bad"].tied
 
 
+def test_two_references_that_differ_alike_are_no_clear_difference_and_three_are() -> None:
+    """Differences 1, 1 and then 1 and -1 besides: mean 0.5, sd 1, error 1 / 2."""
+    two = rank({"good": [judgement([1, 1])], "bad": [judgement([0, 0])]})["bad"]
+    assert (two.behind, two.behind_error, two.tied) == (1.0, pytest.approx(0.5), True)
+    three = rank({"good": [judgement([1] * 3)], "bad": [judgement([0] * 3)]})["bad"]
+    assert three.behind_error == pytest.approx(0.4)  # 1, 1, 1, 1, -1: sd of 0.8 ** 0.5
+    assert not three.tied
+    equal = rank({"a": [judgement([1, 1])], "b": [judgement([1, 1])]})["b"]
+    assert (equal.behind, equal.behind_error) == (0.0, 0.0)
+
+
 def test_equal_agreements_are_ordered_by_likelihood() -> None:
     ranked = rank({"unsure": [judgement([1, 0], probability=0.5)], "sure": [judgement([1, 0], probability=0.6)]})
     assert list(ranked) == ["sure", "unsure"]

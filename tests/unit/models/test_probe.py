@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from trainref_ray.models.probe import Probe, fit_probe
 
@@ -85,21 +83,6 @@ def test_the_seed_decides_and_the_global_generator_does_not() -> None:
     torch.manual_seed(2)
     np.testing.assert_array_equal(first.weight, fit_probe(vectors, labels, **SETTINGS).weight)
     assert not np.array_equal(first.weight, fit_probe(vectors, labels, **SETTINGS | {"seed": 1}).weight)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_saved_probe_comes_back(tmp_path: Path, bias: bool) -> None:
-    probe = fit_probe(*clusters(), **SETTINGS | {"bias": bias})
-    probe.save(tmp_path / "probe.safetensors")
-    loaded = Probe.load(tmp_path / "probe.safetensors")
-    np.testing.assert_array_equal(loaded.weight, probe.weight)
-    assert (loaded.bias is None) != bias
-
-
-def test_another_file_is_no_probe(tmp_path: Path) -> None:
-    save_file({"weight": np.zeros(1), "other": np.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="other"):
-        Probe.load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(
