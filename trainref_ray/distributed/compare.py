@@ -471,8 +471,8 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
             "All others have the views of the first training, and disc its own strong view beside them."
         )
     notes.append(
-        "A rival's label quality is what its model gives the label, as it comes; trainref's model speaks at the "
-        "temperature that fits the held-out references."
+        "A rival's label quality is what its model gives the label, as it comes; in the figures with _ts its model, as "
+        "trainref's in all, speaks at the temperature that fits the held-out references."
     )
     if config.finetune_model and config.calibrate.samples:
         notes.append(

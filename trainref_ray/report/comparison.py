@@ -21,6 +21,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "soft_nll",
         "soft_kl",
     ),
+    "Wrong labels and curated labels after temperature scaling": (
+        "noise_auroc_ts",
+        "noise_ap_ts",
+        "quality_ece_ts",
+        "soft_nll_ts",
+        "soft_kl_ts",
+    ),
     "Foreign images": ("ood_auroc", "ood_ap", "ood_fpr95"),
     "Test images": ("accuracy", "nll", "brier", "ece", "ece_mass", "test_soft_nll", "test_soft_kl"),
     "Test images after temperature scaling": (

@@ -13,6 +13,7 @@ import numpy as np
 
 from trainref_ray.baselines.results import RivalResult
 from trainref_ray.evaluate import metrics
+from trainref_ray.method.vote import sharpen
 from trainref_ray.report.summary import UNKNOWN
 from trainref_ray.training.calibrate import fit_temperature
 
@@ -24,6 +25,11 @@ METRICS: dict[str, str] = {
     "relabel_accuracy": "higher",
     "soft_nll": "lower",
     "soft_kl": "lower",
+    "noise_auroc_ts": "higher",
+    "noise_ap_ts": "higher",
+    "quality_ece_ts": "lower",
+    "soft_nll_ts": "lower",
+    "soft_kl_ts": "lower",
     "ood_auroc": "higher",
     "ood_ap": "higher",
     "ood_fpr95": "lower",
@@ -43,7 +49,8 @@ METRICS: dict[str, str] = {
     "test_soft_kl_ts": "lower",
 }
 """Every figure of a comparison and which direction is better. `soft_*` compare the samples' distributions with
-people's, `test_soft_*` those of the test images; both only where the data carry people's votes."""
+people's, `test_soft_*` those of the test images; both only where the data carry people's votes. `_ts`: with the model
+at the temperature that fits the held-out references."""
 
 Recipe = tuple[Callable[..., float | None], list[np.ndarray]]
 """A figure as a function of arrays whose rows are the same samples."""
@@ -90,9 +97,10 @@ def score(result: RivalResult, truth: Truth, *, resamples: int, seed: int) -> Sc
     """
     temperature = _temperature(result, truth)
     recipes = {**_label_recipes(result, truth), **_ood_recipes(result, truth), **_test_recipes(result, truth)}
-    if temperature is not None and result.test_logits is not None:
-        scaled = replace(result, test_logits=result.test_logits / temperature)
-        recipes |= {f"{name}_ts": recipe for name, recipe in _test_recipes(scaled, truth).items()}
+    if temperature is not None:
+        scaled = _at_temperature(result, truth.given, temperature)
+        changed = {**_label_recipes(scaled, truth), **_test_recipes(scaled, truth)}
+        recipes |= {f"{name}_ts": recipe for name, recipe in changed.items()}
     figures, intervals = {}, {}
     for name in METRICS:
         if name not in recipes:
@@ -114,6 +122,18 @@ def _temperature(result: RivalResult, truth: Truth) -> float | None:
     if result.held_out_logits is None or not len(truth.held_out_labels):
         return None
     return fit_temperature(result.held_out_logits, truth.held_out_labels)
+
+
+def _at_temperature(result: RivalResult, given: np.ndarray, temperature: float) -> RivalResult:
+    """What a method says with its model at a temperature. One that has a temperature of its own judges the samples at
+    that already."""
+    scaled = result
+    if result.test_logits is not None:
+        scaled = replace(scaled, test_logits=result.test_logits / temperature)
+    if result.temperature is None and result.soft_label is not None:
+        soft_label = sharpen(result.soft_label, temperature)
+        scaled = replace(scaled, soft_label=soft_label, label_quality=soft_label[np.arange(len(given)), given])
+    return scaled
 
 
 def _label_recipes(result: RivalResult, truth: Truth) -> dict[str, Recipe]:

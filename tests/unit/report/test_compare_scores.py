@@ -9,6 +9,7 @@ import pytest
 
 from trainref_ray.baselines.results import RivalResult, from_tensors, to_tensors
 from trainref_ray.evaluate import metrics
+from trainref_ray.report import scores
 from trainref_ray.report.scores import METRICS, Truth, leading_class, score
 from trainref_ray.report.summary import UNKNOWN
 from trainref_ray.training.calibrate import fit_temperature
@@ -81,6 +82,12 @@ def test_figures_equal_those_of_the_metrics() -> None:
     expected["relabel_accuracy"] = metrics.relabel_accuracy(soft.argmax(1), truth, nobody)  # type: ignore[assignment]
     expected["soft_nll"] = metrics.soft_nll(soft, votes)  # type: ignore[assignment]
     expected["soft_kl"] = metrics.soft_kl(soft, votes)  # type: ignore[assignment]
+    temperature = fit_temperature(result.held_out_logits, held_out)  # type: ignore[arg-type]
+    scaled = soft ** (1 / temperature) / (soft ** (1 / temperature)).sum(axis=1, keepdims=True)
+    noise = metrics.noise_metrics(scaled[np.arange(count), given], given, truth, nobody, result.flagged)  # type: ignore[arg-type]
+    expected |= {f"{name}_ts": value for name, value in noise.items()}
+    expected["soft_nll_ts"] = metrics.soft_nll(scaled, votes)  # type: ignore[assignment]
+    expected["soft_kl_ts"] = metrics.soft_kl(scaled, votes)  # type: ignore[assignment]
     expected = {name: value for name, value in expected.items() if name in METRICS}
     assert found.keys() == expected.keys()
     assert found == pytest.approx(expected, abs=1e-6)
@@ -98,6 +105,26 @@ def test_temperature_scaling_changes_confidence_and_not_accuracy() -> None:
     assert found.temperature == pytest.approx(fit_temperature(RESULT.held_out_logits, np.array([0, 1])))  # type: ignore[arg-type]
     assert found.metrics["accuracy_ts"] == found.metrics["accuracy"]
     assert found.metrics["nll_ts"] != found.metrics["nll"]
+
+
+def test_label_quality_at_the_temperature_by_hand() -> None:
+    """A temperature of 0.5 squares: 0.81 / 0.82 of the right label, 0.36 / 0.52 of the wrong one, 0.5 of the other."""
+    held_out = replace(TRUTH, held_out_labels=np.array([0]))
+    logits = RESULT.test_logits / 2  # type: ignore[operator]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "fit_temperature", lambda logits, labels: 0.5)
+        found = figures(replace(RESULT, test_logits=logits), held_out)
+    assert found["quality_ece_ts"] == pytest.approx((1 - 0.81 / 0.82 + 0.36 / 0.52 + 0.5) / 3)
+    assert found["nll_ts"] == pytest.approx(figures(RESULT)["nll"])
+    assert found["noise_auroc_ts"] == 0.5
+
+
+def test_what_is_said_at_a_temperature_is_not_scaled_again() -> None:
+    own = replace(RESULT, held_out_logits=None, temperature=np.array([0.5]))
+    found = figures(own)
+    for name in ("noise_auroc", "noise_ap", "quality_ece"):
+        assert found[f"{name}_ts"] == found[name]
+    assert found["nll_ts"] != found["nll"]
 
 
 def test_people_s_votes_by_hand() -> None:
