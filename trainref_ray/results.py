@@ -198,14 +198,19 @@ def load_run(path: str) -> CurationRun:
     """Open a run folder (path or URL).
 
     Raises:
-        ResumeError: there is no run there, or its tables are not complete yet.
+        ResumeError: there is no run there, or it is not finished.
     """
     local = "://" not in path
     storage = Storage(str(Path(path).expanduser().absolute()) if local else path)
     if not storage.exists(RUN_FILE):
         raise ResumeError(f"{path} holds no run: {RUN_FILE} is missing")
-    if not storage.exists("stages.json"):
-        raise ResumeError(f"{path}: this run has not finished its tables; start it again with the same --out")
+    if not (storage.exists("stages.json") and storage.exists("summary.json")):
+        raise ResumeError(f"{path}: this run is not finished; start it again with the same --out")
+    return open_tables(storage)
+
+
+def open_tables(storage: Storage) -> CurationRun:
+    """A run whose tables are complete, and its summary perhaps not."""
     run = CurationRun(storage, storage)
     store = run.stages.get("store")
     return run if store is None else CurationRun(storage, storage.above(store))

@@ -382,24 +382,25 @@ def claimed(stages: Sequence[Stage]) -> Iterator[None]:
         yield
 
 
+INVENTORY_FILE = "inventory/inventory.parquet"
+"""Which number each shard has in a run."""
 RUN_FILE = "run.yaml"
 SWEEP_FILE = "sweep.yaml"
 COMPARE_FILE = "compare.yaml"
 """What marks the folder of a run, a sweep and a comparison; written before anything else."""
 RESULTS = {
-    RUN_FILE: ("round-", "inventory", "model", "report", "summary.json"),
+    RUN_FILE: ("round-", "inventory", "model", "report", "stages.json", "summary.json"),
     SWEEP_FILE: ("round-", "inventory", "trials", "report", "sweep.json", "best.yaml"),
     COMPARE_FILE: ("seed-", "report", "compare.json", "compare.md"),
 }
 """What `--no-resume` removes from such a folder: these names, and all that begin with one that ends in a dash."""
 
 
-def open_run(root: str, *, resume: bool, mark: str = RUN_FILE) -> Storage:
+def open_run(root: str, *, mark: str = RUN_FILE) -> Storage:
     """The storage of a run folder that is new, empty, or holds a run.
 
     Args:
         root: path or URL.
-        resume: false removes the results that are there (only from a folder that holds a run).
         mark: the file that such a folder has, a key of `RESULTS`.
 
     Raises:
@@ -420,8 +421,11 @@ def open_run(root: str, *, resume: bool, mark: str = RUN_FILE) -> Storage:
             f"{storage.location()} holds something else than a {kind} ({shown}); --out must be the folder of a "
             f"{kind}, or a new or empty one"
         )
-    if names and not resume:
-        for name in names:
-            if name in RESULTS[mark] or f"{name.partition('-')[0]}-" in RESULTS[mark]:
-                storage.remove(name)
     return storage
+
+
+def remove_results(storage: Storage, mark: str = RUN_FILE) -> None:
+    """Remove `RESULTS` from a folder of which the lock is held."""
+    for name in storage.names(""):
+        if name in RESULTS[mark] or f"{name.partition('-')[0]}-" in RESULTS[mark]:
+            storage.remove(name)

@@ -272,7 +272,7 @@ def test_images_to_check_are_suggested(run: CurationRun, tmp_path: Path, capsys:
     assert "7 of " in capsys.readouterr().out
     content = (copy / "suggestions.csv").read_text()
     rows = list(csv.DictReader(content.splitlines()))
-    known = read_reference_csv(str(copy / "references.csv"), None)
+    known = read_reference_csv(str(copy / "references.csv"), run.class_names)
     assert [(row["key"], row["label"]) for row in rows[:-7]] == [(key, run.class_names[label]) for key, label in known]
     decisions = {row["key"]: row for row in run.decisions().to_pylist()}
     for row in rows[-7:]:

@@ -19,7 +19,7 @@ from trainref_ray.data.prepare import prepare_digits
 from trainref_ray.data.reference import read_reference_csv
 from trainref_ray.data.shards import check_end, count_samples, open_shard, resolve_shards
 from trainref_ray.errors import ResumeError, ShardError
-from trainref_ray.run import RunLock, Stage, Storage, open_run
+from trainref_ray.run import RunLock, Stage, Storage, open_run, remove_results
 from trainref_ray.stores import _open_store, locate
 
 TABLE = pa.table({"uid": [1, 2]})
@@ -28,7 +28,7 @@ TABLE = pa.table({"uid": [1, 2]})
 @pytest.fixture
 def storage(s3: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Storage:
     monkeypatch.setattr(run_module, "OBJECT_STORE_SETTLE_SECONDS", 0.1)
-    return open_run(f"{s3}/runs/{request.node.name}", resume=True)
+    return open_run(f"{s3}/runs/{request.node.name}")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_what_is_not_there_is_named(s3: str, shards: str) -> None:
     with pytest.raises(FileNotFoundError):
         open_shard(f"{shards}/none.tar")
     with pytest.raises(ResumeError, match=r"cannot be written to.*bucket does not exist"):
-        RunLock(open_run("s3://no-such-bucket/run", resume=True)).__enter__()
+        RunLock(open_run("s3://no-such-bucket/run")).__enter__()
 
 
 def test_a_replaced_shard_has_another_etag(s3: str) -> None:
@@ -106,7 +106,7 @@ def test_the_address_may_stand_in_the_url(s3: str, shards: str, monkeypatch: pyt
     files = resolve_shards([f"{shards}/train-*.tar{query}"])
     assert [file.url for file in files] == [f"{shards}/train-0000{number}.tar{query}" for number in range(4)]
     assert count_samples(files[0].url, stop_after=3) == 3
-    storage = open_run(f"{s3}/runs/addressed{query}", resume=True)
+    storage = open_run(f"{s3}/runs/addressed{query}")
     Stage(storage, "embeddings", 1, "aaaaaaaa").write_shard(0, "etag", TABLE, ok=2, quarantined=0)
     assert Stage(storage, "embeddings", 1, "aaaaaaaa").read_shard(0).equals(TABLE)
     assert storage.location("report/index.html") == f"{s3}/runs/addressed/report/index.html{query}"
@@ -133,7 +133,7 @@ def test_credentials_come_from_the_usual_chain(
         with pytest.raises(ShardError, match=r"cannot be listed.*(ACCESS_DENIED|INVALID_ACCESS_KEY)"):
             resolve_shards([shards])
         with pytest.raises(ResumeError, match=r"cannot be read.*(ACCESS_DENIED|INVALID_ACCESS_KEY)"):
-            open_run(f"{s3}/runs/refused", resume=True)
+            open_run(f"{s3}/runs/refused")
     finally:
         _open_store.cache_clear()
 
@@ -179,10 +179,10 @@ def test_a_stage_and_its_markers(storage: Storage) -> None:
 def test_a_folder_with_other_things_is_refused_and_no_resume_keeps_what_is_not_a_result(storage: Storage) -> None:
     storage.write_bytes("thesis.txt", b"mine")
     with pytest.raises(ResumeError, match=r"something else than a run.*thesis\.txt"):
-        open_run(storage.root, resume=True)
+        open_run(storage.root)
     storage.write_bytes("run.yaml", b"")
     storage.write_bytes("round-1/x", b"")
-    open_run(storage.root, resume=False)
+    remove_results(storage)
     assert storage.names("") == ["run.yaml", "thesis.txt"]
 
 
@@ -192,7 +192,7 @@ def test_one_job_owns_a_run_folder(storage: Storage) -> None:
         with pytest.raises(ResumeError, match=f"process {os.getpid()}"), RunLock(storage):
             pass
     assert not storage.exists("lock.json")
-    open_run(storage.root, resume=True)  # what a removed lock leaves behind is no foreign file
+    open_run(storage.root)  # what a removed lock leaves behind is no foreign file
 
 
 def test_of_two_jobs_that_start_together_the_last_to_write_owns(

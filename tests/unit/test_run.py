@@ -15,14 +15,14 @@ import pytest
 
 from trainref_ray import run as run_module
 from trainref_ray.errors import ResumeError
-from trainref_ray.run import RunLock, Stage, Storage, open_run
+from trainref_ray.run import RunLock, Stage, Storage, open_run, remove_results
 
 TABLE = pa.table({"uid": [1, 2]})
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    return open_run(str(tmp_path / "run"), resume=True)
+    return open_run(str(tmp_path / "run"))
 
 
 def test_files_are_written_whole_and_read_back(storage: Storage) -> None:
@@ -47,9 +47,9 @@ def test_a_shard_is_done_when_its_marker_is_there(storage: Storage) -> None:
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ResumeError, match=r"something else than a run.*thesis\.txt"):
-        open_run(str(tmp_path), resume=True)
+        open_run(str(tmp_path))
     with pytest.raises(ResumeError, match="is a file"):
-        open_run(str(tmp_path / "thesis.txt"), resume=True)
+        open_run(str(tmp_path / "thesis.txt"))
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -57,7 +57,7 @@ def test_no_resume_removes_results_of_a_run_only(storage: Storage) -> None:
     storage.write_bytes("run.yaml", b"")
     storage.write_bytes("round-1/x", b"")
     storage.write_bytes("sample/x", b"")
-    open_run(storage.root, resume=False)
+    remove_results(storage)
     assert storage.names("") == ["run.yaml", "sample"]
 
 

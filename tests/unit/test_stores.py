@@ -59,7 +59,7 @@ def test_a_store_that_cannot_be_opened_is_named(url: str, reason: str) -> None:
     with pytest.raises(ShardError, match=reason):
         resolve_shards([url])
     with pytest.raises(ResumeError, match=reason):
-        open_run(url, resume=True)
+        open_run(url)
 
 
 def test_shards_on_fsspec() -> None:
@@ -89,7 +89,7 @@ def test_a_replaced_file_of_equal_size_has_another_identity_on_fsspec() -> None:
 
 def test_a_run_on_fsspec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run_module, "OBJECT_STORE_SETTLE_SECONDS", 0.0)
-    storage = open_run("memory://runs/first", resume=True)
+    storage = open_run("memory://runs/first")
     with RunLock(storage), pytest.raises(ResumeError, match="another job"), RunLock(storage):
         pass
     assert not storage.exists("lock.json")

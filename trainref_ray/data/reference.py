@@ -47,8 +47,9 @@ def read_reference_csv(location: str, class_names: Sequence[str] | None) -> list
         raise ReferenceSetError(f"{location}, line {lines.line_num}: {error}") from None
 
 
-def write_reference_csv(rows: Sequence[tuple[str, int]]) -> str:
-    """Keys and labels as `read_reference_csv` reads them."""
+def write_reference_csv(rows: Sequence[tuple[str, str]]) -> str:
+    """Keys and class names as `read_reference_csv` reads them. Names, since where they are numbers in another order a
+    label's number would be read as a name."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -60,7 +60,7 @@ from trainref_ray.report.confidence import Confidence, confidence_content
 from trainref_ray.report.image_files import read_image_files
 from trainref_ray.report.summary import usable_decisions
 from trainref_ray.results import CurationRun, load_run
-from trainref_ray.run import COMPARE_FILE, RunLock, Storage, open_run
+from trainref_ray.run import COMPARE_FILE, RUN_FILE, RunLock, Storage, open_run, remove_results
 from trainref_ray.training.calibrate import softmax
 
 COMPARE_VERSION = 2
@@ -105,12 +105,17 @@ def compare(config: Config, request: Request, reporter: Reporter | None = None) 
     """
     reporter = reporter or Reporter()
     check_settings(config)
-    storage = open_run(config.out, resume=config.resume, mark=COMPARE_FILE)
+    storage = open_run(config.out, mark=COMPARE_FILE)
     with RunLock(storage) as lock:
-        config = config.model_copy(update={"resume": True})
-        content = config.model_dump(mode="json") | {"methods": list(request.methods), "seeds": list(request.seeds)}
-        storage.write_bytes(COMPARE_FILE, yaml.safe_dump(content, sort_keys=False).encode())
+        afresh, config = not config.resume, config.model_copy(update={"resume": True})
+        settings = config.model_dump(mode="json") | {"methods": list(request.methods), "seeds": list(request.seeds)}
+        content = yaml.safe_dump(settings, sort_keys=False).encode()
+        if not storage.exists(COMPARE_FILE):
+            storage.write_bytes(COMPARE_FILE, content)  # it says that the folder is a comparison's
         _check_inputs(config, request, storage)
+        if afresh:
+            remove_results(storage, COMPARE_FILE)
+        storage.write_bytes(COMPARE_FILE, content)
         seeds: list[_Seed] = []
         with connect(config.resources) as cluster:
             for seed in request.seeds:
@@ -131,9 +136,10 @@ def _check_inputs(config: Config, request: Request, storage: Storage) -> None:
         TrainRefError: as `find_inputs`; or the images do not fit into the memory that the trainings may take.
     """
     first = _run_config(config, storage, request.seeds[0])
-    home = open_run(first.out, resume=True)
+    home = open_run(first.out)
     with RunLock(home):
-        write_settings(first, home)
+        if not home.exists(RUN_FILE):
+            write_settings(first, home)
         shards = find_inputs(embedded_sample(first, home), home).shards
     if sum(shard.bytes for shard in shards) <= KEY_SCAN_BYTES:  # else the inventory counts them
         _check_memory(config, request, sum(shard.limit or count_samples(shard.url) for shard in shards))

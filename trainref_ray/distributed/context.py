@@ -43,12 +43,20 @@ class References:
 
 @dataclass
 class Inputs:
-    """What was found out before any worker started."""
+    """What was found out before any worker started.
+
+    Attributes:
+        shards, test_shards: by number, so that tables which are read shard by shard are in the order of their uids.
+        class_names: None where they are not known yet.
+        reference_rows: keys and labels of a reference file.
+        inventory: number, url and etag of every shard that the run folder knows, of `schemas.INVENTORY`.
+    """
 
     shards: list[ShardRead]
     test_shards: list[ShardRead]
     class_names: list[str] | None
     reference_rows: list[tuple[str, int]] | None
+    inventory: pa.Table
 
 
 NO_REFERENCES = References(np.zeros(0, np.int64), np.zeros(0, np.int64))

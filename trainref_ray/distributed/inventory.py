@@ -169,7 +169,8 @@ def choose_references(context: Context) -> None:
     context.references = chosen
     context.curating = context.curating_references()
     names = [keys[row] for row in np.searchsorted(uids, chosen.uids)]
-    listed = write_reference_csv(list(zip(names, chosen.labels.tolist(), strict=True)))
+    classes = [context.class_names[label] for label in chosen.labels]
+    listed = write_reference_csv(list(zip(names, classes, strict=True)))
     context.home.write_bytes("references.csv", listed.encode())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -36,8 +36,8 @@ from trainref_ray.models.backbones import check_backbone, weights_path
 from trainref_ray.progress import Reporter
 from trainref_ray.report.collect import build_report
 from trainref_ray.report.summary import summarise
-from trainref_ray.results import CurationRun, load_run
-from trainref_ray.run import RUN_FILE, RunLock, Storage, open_run
+from trainref_ray.results import CurationRun, load_run, open_tables
+from trainref_ray.run import INVENTORY_FILE, RUN_FILE, RunLock, Storage, open_run, remove_results
 from trainref_ray.schemas import INVENTORY
 from trainref_ray.tracking import NO_DATABASE, Tracker, tracking_uri
 
@@ -64,13 +64,13 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
     """
     reporter = reporter or Reporter()
     check_settings(config)
-    storage = open_run(config.out, resume=config.resume)
+    storage = open_run(config.out)
     with RunLock(storage) as lock:
-        write_settings(config, storage)  # first of all: it says that the folder is a run's, whatever comes next
+        if not storage.exists(RUN_FILE):
+            write_settings(config, storage)  # first of all: it says that the folder is a run's, whatever comes next
         config = embedded_sample(config, storage)
         inputs = find_inputs(config, storage)
-        write_settings(config, storage)
-        storage.write_json("environment.json", environment())
+        begin(config, storage, inputs)
         warm_up()
         with tracked(config, storage, reporter) as starting, connect(config.resources, reporter.message) as cluster:
             tell(preflight(config, storage, cluster, inputs), reporter)
@@ -79,6 +79,18 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
             pipeline.run()
             finish(pipeline, tracker)
     return load_run(storage.root)
+
+
+def begin(config: Config, home: Storage, inputs: Inputs) -> None:
+    """Make a run folder one of these settings and inputs. Until the curation is finished it is no complete run; what
+    was refused before has left an earlier one as it was."""
+    if not config.resume:
+        remove_results(home)
+    for name in ("stages.json", "summary.json"):
+        home.remove(name)
+    write_settings(config, home)
+    home.write_table(INVENTORY_FILE, inputs.inventory)
+    home.write_json("environment.json", environment())
 
 
 def write_settings(config: Config, home: Storage) -> None:
@@ -94,7 +106,7 @@ def doctor(config: Config, reporter: Reporter | None = None) -> list[Check]:
     """
     reporter = reporter or Reporter()
     check_settings(config)
-    storage = open_run(config.out, resume=True)
+    storage = open_run(config.out)
     with TemporaryDirectory() as scratch:  # stands for the run folder in what writes there
         known = embedded_sample(config, Storage(scratch))
         inputs = find_inputs(known, Storage(scratch))
@@ -149,9 +161,9 @@ def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
     storage, reporter = context.storage, context.reporter
     storage.remove(SCRATCH)  # an earlier start that was killed may have left it
     storage.write_json("stages.json", stage_list(pipeline))
-    summary = summarise(load_run(storage.root), [record.as_dict() for record in reporter.records])
-    storage.write_json("summary.json", summary)
+    summary = summarise(open_tables(storage), [record.as_dict() for record in reporter.records])
     release_model(pipeline, summary["temperature"])
+    storage.write_json("summary.json", summary)  # last of what `load_run` asks for
     build_report(load_run(storage.root), lambda uids: context.read_images(uids, pixels=False))
     if tracker is not None:
         log_run(tracker, pipeline, summary)
@@ -231,6 +243,10 @@ def embedded_sample(config: Config, storage: Storage) -> Config:
 def find_inputs(config: Config, storage: Storage) -> Inputs:
     """Shards with their numbers, class names, the reference file: all that can be wrong before a worker starts.
 
+    Args:
+        config: what to read; without `resume` numbers begin anew.
+        storage: a run folder, of which the numbers that shards have there are read, and nothing is written.
+
     Raises:
         ShardError: no shard matches, a shard is cut off, a shard is both training and test data.
         ReferenceSetError: the reference file is wrong.
@@ -258,13 +274,17 @@ def find_inputs(config: Config, storage: Storage) -> Inputs:
     if names is not None and rows is not None:
         labels = np.array([label for _, label in rows], np.int64)
         check_classes(labels, names, allow_missing=config.allow_missing_classes)
-    numbers = number_shards(storage, [*train, *test])
+    known = storage.read_table(INVENTORY_FILE).to_pylist() if config.resume and storage.exists(INVENTORY_FILE) else []
+    inventory = number_shards(known, [*train, *test])
+    numbers = {row["url"]: row["shard_id"] for row in inventory.to_pylist()}
     shards = [_to_read(numbers, file) for file in train]
     if config.limit is not None:
         shards = first_samples(shards, config.limit)
     if rows is not None:
         check_keys([key for key, _ in rows], shards)
-    return Inputs(shards, [_to_read(numbers, file) for file in test], names, rows)
+    shards.sort(key=lambda shard: shard.shard_id)
+    tests = sorted((_to_read(numbers, file) for file in test), key=lambda shard: shard.shard_id)
+    return Inputs(shards, tests, names, rows, inventory)
 
 
 def check_noise(noise: str, class_names: list[str] | None) -> None:
@@ -328,10 +348,16 @@ def class_names(config: Config, shards: list[ShardFile]) -> list[str] | None:
     return names
 
 
-def number_shards(storage: Storage, files: list[ShardFile]) -> dict[str, int]:
-    """Each shard's number in this run: kept from earlier starts, new shards get the next ones."""
-    path = "inventory/inventory.parquet"
-    known = storage.read_table(path).to_pylist() if storage.exists(path) else []
+def number_shards(known: Sequence[Mapping[str, Any]], files: Sequence[ShardFile]) -> pa.Table:
+    """Each shard's number in a run: kept from earlier starts, new shards get the next ones.
+
+    Args:
+        known: rows of the table of an earlier start.
+        files: all shards of this one.
+
+    Returns:
+        Of `schemas.INVENTORY`, earlier starts' shards among them.
+    """
     numbers = {row["url"]: row["shard_id"] for row in known}
     for file in files:
         numbers.setdefault(file.url, len(numbers))
@@ -342,8 +368,7 @@ def number_shards(storage: Storage, files: list[ShardFile]) -> dict[str, int]:
         {"shard_id": number, "url": url, "etag": facts[url][0], "bytes": facts[url][1], "samples": None}
         for url, number in numbers.items()
     ]
-    storage.write_table(path, pa.Table.from_pylist(rows, schema=INVENTORY))
-    return numbers
+    return pa.Table.from_pylist(rows, schema=INVENTORY)
 
 
 def environment() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from trainref_ray.errors import ShardError
 from trainref_ray.report.scores import Truth
 from trainref_ray.report.summary import UNKNOWN, true_labels
 from trainref_ray.results import CurationRun
-from trainref_ray.run import Stage
+from trainref_ray.run import INVENTORY_FILE, Stage
 from trainref_ray.schemas import OK, SHARD_BITS, to_matrix
 
 
@@ -104,7 +104,7 @@ def _rows_of(table: pa.Table, uids: np.ndarray) -> np.ndarray:
 
 def shards_of(run: CurationRun, *, test: bool = False) -> list[ShardRead]:
     """The run's shards that hold a sample, cut where the run cut them."""
-    rows = run.storage.read_table("inventory/inventory.parquet").to_pylist()
+    rows = run.storage.read_table(INVENTORY_FILE).to_pylist()
     files = {row["shard_id"]: row for row in rows}
     markers = Stage(run.storage, "inventory", 0, run.stages["inventory"]).done_shards()
     found = []

@@ -30,7 +30,7 @@ from trainref_ray.progress import Reporter, StageRecord
 from trainref_ray.report.sweep_page import write_sweep_page
 from trainref_ray.report.sweep_summary import best_point, summarise_sweep
 from trainref_ray.results import CurationSweep, load_sweep
-from trainref_ray.run import SWEEP_FILE, RunLock, Storage, open_run
+from trainref_ray.run import INVENTORY_FILE, SWEEP_FILE, RunLock, Storage, open_run, remove_results
 from trainref_ray.search_space import (
     CONDITIONS,
     Dimension,
@@ -145,14 +145,20 @@ def sweep(config: Config, settings: SweepSettings, reporter: Reporter | None = N
     points = choose_points(space, settings, config.seed)
     trial_config = _trial_config(config, settings)
     _check_points(trial_config, settings, space, points)
-    storage = open_run(config.out, resume=config.resume, mark=SWEEP_FILE)
+    storage = open_run(config.out, mark=SWEEP_FILE)
     with RunLock(storage) as lock:
         settings_text = {"curation": config.model_dump(mode="json"), "sweep": settings.model_dump(mode="json")}
-        storage.write_bytes(SWEEP_FILE, yaml.safe_dump(settings_text, sort_keys=False).encode())
+        content = yaml.safe_dump(settings_text, sort_keys=False).encode()
+        if not storage.exists(SWEEP_FILE):
+            storage.write_bytes(SWEEP_FILE, content)  # it says that the folder is a sweep's, whatever comes next
         trial_config = embedded_sample(trial_config, storage)
         inputs = find_inputs(trial_config, storage)
         for noise in (value for dimension in space if dimension.name == "noise" for value in dimension.values):
             check_noise(noise, inputs.class_names)
+        if not config.resume:
+            remove_results(storage, SWEEP_FILE)
+        storage.write_bytes(SWEEP_FILE, content)
+        storage.write_table(INVENTORY_FILE, inputs.inventory)
         storage.write_json("environment.json", environment())
         with (
             sweep_log(config, settings, storage, reporter) as log,

@@ -17,7 +17,7 @@ from trainref_ray.distributed.session import Cluster
 from trainref_ray.errors import TrainRefError
 from trainref_ray.progress import Reporter
 from trainref_ray.report.summary import summarise
-from trainref_ray.results import load_run
+from trainref_ray.results import open_tables
 from trainref_ray.run import Storage
 from trainref_ray.trials import Trial, TrialResult
 
@@ -75,7 +75,7 @@ def run_trial(
         result.status, result.error = "failed", str(error)
     else:
         home.write_json("stages.json", stage_list(pipeline) | {"store": 2})
-        summary = summarise(load_run(home.root), [record.as_dict() for record in reporter.records])
+        summary = summarise(open_tables(home), [record.as_dict() for record in reporter.records])
         home.write_json("summary.json", summary)
         if trial.config.finetune_model:
             release_model(pipeline, summary["temperature"])

@@ -11,6 +11,7 @@ from trainref_ray.data.samples import read_samples, sample_format
 from trainref_ray.data.shards import open_shard
 from trainref_ray.errors import ShardError
 from trainref_ray.results import CurationRun
+from trainref_ray.run import INVENTORY_FILE
 from trainref_ray.schemas import SHARD_BITS
 
 
@@ -25,7 +26,7 @@ def read_image_files(run: CurationRun, uids: np.ndarray, *, test: bool = False) 
     Raises:
         ShardError: a shard is gone, or does not hold these images any more.
     """
-    urls = {row["shard_id"]: row["url"] for row in run.tables.read_table("inventory/inventory.parquet").to_pylist()}
+    urls = {row["shard_id"]: row["url"] for row in run.tables.read_table(INVENTORY_FILE).to_pylist()}
     expected = sample_format(make_config(run.settings), run.class_names, image_size=None)
     samples = run.samples(test=test).select(["uid", "sha256"])
     samples = samples.filter(pc.is_in(samples["uid"], pa.array(uids)))

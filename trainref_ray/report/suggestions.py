@@ -193,7 +193,7 @@ def _described(run: CurationRun, settings: Config, uids: np.ndarray) -> dict[int
 
 def _given_references(run: CurationRun) -> list[tuple[str, str]]:
     """Key and name of the trusted class of the references that the run was given."""
-    rows = read_reference_csv(run.storage.location("references.csv"), None)
+    rows = read_reference_csv(run.storage.location("references.csv"), run.class_names)
     return [(key, run.class_names[label]) for key, label in rows]
 
 

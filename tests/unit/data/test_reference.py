@@ -16,6 +16,7 @@ from trainref_ray.data.reference import (
     hold_out,
     match_keys,
     read_reference_csv,
+    write_reference_csv,
 )
 from trainref_ray.errors import ReferenceSetError
 
@@ -32,6 +33,12 @@ def test_numbers_and_names_in_either_order_of_columns(tmp_path: Path) -> None:
     assert read(tmp_path, "key,label\na,0\nb/c,cat\n\n") == [("a", 0), ("b/c", 2)]
     assert read(tmp_path, '\ufefflabel, key\r\nbee,"x,y"\r\n') == [("x,y", 1)]
     assert read(tmp_path, "key,label\na,7\n", None) == [("a", 7)]
+
+
+def test_what_is_written_is_read_back_where_names_are_numbers_in_another_order(tmp_path: Path) -> None:
+    names = ["0", "1", "10", "11", "2"]
+    text = write_reference_csv([("a", names[2]), ("b", names[4])])
+    assert read(tmp_path, text, names) == [("a", 2), ("b", 4)]
 
 
 def test_further_columns_are_for_people(tmp_path: Path) -> None:
