@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from trainref_ray.errors import ConfigError
 from trainref_ray.schemas import SCHEMA_VERSION
@@ -225,7 +225,7 @@ class EvaluateSettings(Settings):
 
     bootstrap: int = Field(1000, ge=0)
     """Resamples for the 95 % intervals; 0 = none."""
-    fewer_references: tuple[int, ...] = ()
+    fewer_references: tuple[PositiveInt, ...] = ()
     """The first round once more with so many references a class, on the same embeddings, for the table."""
 
 
@@ -245,7 +245,7 @@ class ResourceSettings(Settings):
     """Ray's address; by default the running cluster of this job, else a local Ray."""
     train_workers: int = Field(1, ge=1)
     """Processes of Ray Train. One on a small machine: each takes seconds to start, and a group five more processes."""
-    embed_workers: int | None = None
+    embed_workers: int | None = Field(None, ge=1)
     """Actors that embed; by default one a GPU, else one for two CPUs."""
     embed_batch: int | None = Field(None, ge=1)
     """Images at once through the backbone; by default 256 on a CPU, on a GPU the fastest, found by a short probe."""

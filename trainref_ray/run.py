@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -275,6 +275,8 @@ class RunLock:
             if _is_alive(owner):
                 return False
             self._discard(owner)
+        else:
+            self._discard_leftover()
         if not self._create():
             return False
         self._thread.start()
@@ -315,28 +317,41 @@ class RunLock:
         }
 
     def _discard(self, owner: dict[str, Any]) -> None:
-        """Remove a dead owner's lock; of several jobs that try, the rename lets one succeed."""
+        """Remove a dead owner's lock; of several jobs that try, the rename lets one succeed. One that comes late, and
+        has taken away the lock of the job that succeeded, puts it back."""
         if not self.storage.is_local:
             self.storage.remove(self.PATH)
             return
         path = Path(self.storage.location(self.PATH))
-        aside = path.with_name(f"lock.{owner['token'][:8]}.dead")
-        try:
+        aside = path.with_name(f"lock.{owner['token'][:8]}.{self.token[:8]}.dead")
+        with suppress(FileNotFoundError):
             os.rename(path, aside)
+            if _token(aside) != owner["token"]:
+                with suppress(FileExistsError):
+                    os.link(aside, path)
             aside.unlink()
-        except FileNotFoundError:
-            pass
+
+    def _discard_leftover(self) -> None:
+        """Remove a lock that says nothing because its owner was killed while it made the file."""
+        if not self.storage.is_local:
+            return  # stores have whole files alone
+        path = Path(self.storage.location(self.PATH))
+        with suppress(OSError):  # `_create` tells what is wrong with the folder
+            if time.time() - path.stat().st_mtime > STALE_SECONDS and _token(path) is None:
+                path.unlink()
 
     def _create(self) -> bool:
         content = json.dumps(self._content()).encode()
         if self.storage.is_local:
             path = Path(self.storage.location(self.PATH))
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "xb") as file:
                     file.write(content)
             except FileExistsError:
                 return False
+            except OSError as error:
+                raise ResumeError(f"{self.storage.location()} cannot be written to: {error}") from None
             return True
         try:
             self.storage.write_bytes(self.PATH, content)
@@ -356,6 +371,14 @@ class RunLock:
                 self.storage.write_json(self.PATH, self._content())
             except OSError:
                 continue  # the next beat tries again; eleven more may be missed
+
+
+def _token(path: Path) -> str | None:
+    """Whose lock a file is, None if it does not say."""
+    try:
+        return json.loads(path.read_bytes())["token"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:

@@ -58,6 +58,14 @@ def test_fingerprint_follows_the_stage_settings_and_upstream_only() -> None:
         assert fingerprint(base, stage) == fingerprint(elsewhere, stage)
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "value"), [("resources", "embed_workers", 0), ("evaluate", "fewer_references", (2, 0))]
+)
+def test_numbers_that_nothing_can_be_made_of_are_refused(group: str, name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"{group}\.{name}.*greater than"):
+        make_config({group: {name: value}})
+
+
 def test_stage_settings_exist() -> None:
     for names in STAGE_SETTINGS.values():
         for name in names:

@@ -90,6 +90,37 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(storage: Storage) ->
         assert storage.read_json("lock.json")["token"] == lock.token
 
 
+def test_a_job_that_comes_late_puts_the_lock_of_a_faster_one_back(storage: Storage) -> None:
+    """Both have read a dead owner's lock; the faster one has taken over before the other moves it aside."""
+    _lock_of(storage, process_started=1.0)
+    late, faster = RunLock(storage), RunLock(storage)
+    dead = late._read()
+    assert dead is not None
+    with faster:
+        late._discard(dead)
+        assert storage.read_json("lock.json")["token"] == faster.token
+        assert storage.names("") == ["lock.json"]
+        with pytest.raises(ResumeError, match="is working in"), late:
+            pass
+    assert storage.names("") == []
+
+
+def test_a_lock_that_says_nothing_is_taken_over_when_it_is_old(storage: Storage) -> None:
+    storage.write_bytes("lock.json", b"")
+    with pytest.raises(ResumeError, match="has just taken"), RunLock(storage):
+        pass
+    long_ago = time.time() - run_module.STALE_SECONDS - 1
+    os.utime(storage.location("lock.json"), (long_ago, long_ago))
+    with RunLock(storage) as lock:
+        assert storage.read_json("lock.json")["token"] == lock.token
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResumeError, match="cannot be written to"), RunLock(Storage(str(tmp_path / "file" / "run"))):
+        pass
+
+
 def test_a_reused_process_number_is_no_owner(storage: Storage) -> None:
     _lock_of(storage, process_started=1.0)
     with RunLock(storage):

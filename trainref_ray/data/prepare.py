@@ -36,6 +36,8 @@ CLASSES = "classes.json"
 DIGITS_NOISE = "symflip:0.4"
 DIGITS_SHARD_SIZE = 400
 """1,547 training samples in four shards, 400 test samples in one."""
+NOT_OF_DIGITS = ("root", "splits", "noise", "truth", "download", "shard_size")
+"""Settings that the embedded sample does not read."""
 FEATURE_SIDE = 32
 """Instance-dependent noise looks at pixels, 32 x 32 RGB as in Xia et al. 2020."""
 LISTED: dict[str, tuple[str, ...]] = {
@@ -153,20 +155,25 @@ def prepare(settings: PrepareSettings) -> Prepared:
     if settings.imagenet or settings.imagenet_labels:
         raise ConfigError(f"--imagenet and --imagenet-labels go with webvision, not with source {settings.source}")
     if settings.source == "digits":
-        if settings.noise != "none" or settings.splits:
+        ignored = [name for name in NOT_OF_DIGITS if getattr(settings, name) != getattr(PrepareSettings, name)]
+        if ignored:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
             raise ConfigError(
-                f"digits are written with {DIGITS_NOISE} noise and both splits; --noise, --splits do not apply"
+                f"digits come with the project and are written with {DIGITS_NOISE} noise, both splits, "
+                f"{DIGITS_SHARD_SIZE} samples a shard; {options} cannot be chosen"
             )
         return prepare_digits(settings.out, settings.seed)
     _check_root(settings)
     splits = settings.splits or (("train",) if settings.source == "folder" else ("train", "test"))
+    if settings.noise != "none" and "train" not in splits:
+        raise ConfigError(f"--noise {settings.noise} is for the split train alone; the splits are {', '.join(splits)}")
     results = []
     for split in splits:
         result = write_shards(
             _open_source(settings, split, several=len(splits) > 1),
             settings.out,
             split=split,
-            noise="none" if split == "test" else settings.noise,
+            noise=settings.noise if split == "train" else "none",
             seed=settings.seed,
             shard_size=settings.shard_size,
             truth=settings.truth,

@@ -122,14 +122,21 @@ def check_end(url: str, size: int) -> str | None:
     """What is wrong with the end of a tar of `size` bytes, as a sentence without a subject; None if nothing is.
 
     It reads the last 1,024 bytes alone: a whole tar is a multiple of 512 bytes long and ends in two blocks of zeros.
+
+    Raises:
+        ShardError: they cannot be read.
     """
     if size < 2 * BLOCK or size % BLOCK:
         return f"is cut off or no tar: {size:,} bytes are not a whole number of 512-byte blocks, two at least"
     filesystem, path = locate(url)
-    with filesystem.open_input_file(path) as file:
-        file.seek(size - 2 * BLOCK)
-        if any(file.read(2 * BLOCK)):
-            return f"is cut off: its last 1,024 of {size:,} bytes are not the zeros that end a tar"
+    try:
+        with filesystem.open_input_file(path) as file:
+            file.seek(size - 2 * BLOCK)
+            last = file.read(2 * BLOCK)
+    except OSError as error:
+        raise ShardError(f"{url} cannot be read: {error}") from None
+    if any(last):
+        return f"is cut off: its last 1,024 of {size:,} bytes are not the zeros that end a tar"
     return None
 
 
@@ -144,10 +151,17 @@ def shard_name(url: str) -> str:
 
 
 def sample_keys(url: str, *, stop_after: int | None = None) -> Iterator[str]:
-    """Keys of a shard's samples in its order, at most `stop_after`; of the members the headers alone are kept."""
-    with open_shard(url) as stream:
-        for raw in islice(iter_raw_samples(stream, max_bytes=0), stop_after):
-            yield raw.key
+    """Keys of a shard's samples in its order, at most `stop_after`; of the members the headers alone are kept.
+
+    Raises:
+        ShardError: the shard cannot be read.
+    """
+    try:
+        with open_shard(url) as stream:
+            for raw in islice(iter_raw_samples(stream, max_bytes=0), stop_after):
+                yield raw.key
+    except OSError as error:
+        raise ShardError(f"{url} cannot be read: {error}") from None
 
 
 class ShardWriter:

@@ -24,6 +24,7 @@ from trainref_ray.baselines.training import AUGMENTED
 from trainref_ray.config import METHOD_VERSION, Config, make_config
 from trainref_ray.data.images import stored_size
 from trainref_ray.data.shards import count_samples
+from trainref_ray.distributed.context import weights_digest
 from trainref_ray.distributed.job import (
     KEY_SCAN_BYTES,
     check_settings,
@@ -405,7 +406,8 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
         return content | {"stages": [stages["rounds"], stages["models"], stages["predictions"]]}
     if name in methods.TRAINED:
         own = {key: settings[key] for key in ("backbone", "model", "pretrain")} | {
-            "image_passes": facts["image_passes"]
+            "image_passes": facts["image_passes"],
+            "weights": weights_digest(config),
         }
         if name == AUGMENTED:
             own |= {"views": finetune_views(config)}

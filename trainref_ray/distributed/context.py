@@ -59,6 +59,12 @@ class Inputs:
     inventory: pa.Table
 
 
+def weights_digest(config: Config) -> tuple[str, ...]:
+    """Digest of the file of weights to start from, nothing if there is none: its path does not say what is in it."""
+    path = weights_path(config.model.weights)
+    return () if path is None else (hashlib.sha256(path.read_bytes()).hexdigest()[:16],)
+
+
 NO_REFERENCES = References(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
@@ -155,12 +161,6 @@ class Context:
         digest = hashlib.sha256(samples["uid"].to_numpy().tobytes())
         digest.update("|".join(samples["sha256"].to_pylist()).encode())
         return digest.hexdigest()[:16]
-
-    def weights_digest(self) -> tuple[str, ...]:
-        """The digest of the file of weights to start from, nothing if there is none: its path does not say what is in
-        it."""
-        path = weights_path(self.config.model.weights)
-        return () if path is None else (hashlib.sha256(path.read_bytes()).hexdigest()[:16],)
 
     def held_out(self) -> References:
         """References that no training sees: they choose the epoch and the temperature."""

@@ -46,13 +46,14 @@ def apply_model(context: Context, model: Stage, outputs: Iterable[Output]) -> No
     if not wanted:
         return
     with context.claim(*(output.stage for output in wanted)):
-        started = [(output, missing) for output in wanted if (missing := unfinished(output.stage, output.shards))]
+        missing = [(output, unfinished(output.stage, output.shards, context.usable)) for output in wanted]
+        started = [(output, shards) for output, shards in missing if shards]
         if started:
             _apply(context, model, started)
 
 
 def _reused(context: Context, output: Output) -> bool:
-    if unfinished(output.stage, output.shards):
+    if unfinished(output.stage, output.shards, context.usable):
         return False
     context.reporter.reused(output.stage.name, output.stage.round, len(output.shards))
     return True

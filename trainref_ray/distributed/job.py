@@ -33,7 +33,7 @@ from trainref_ray.distributed.session import connect
 from trainref_ray.distributed.trainer import SCRATCH
 from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError
 from trainref_ray.models.backbones import check_backbone, weights_path
-from trainref_ray.progress import Reporter
+from trainref_ray.progress import Reporter, StageRecord
 from trainref_ray.report.collect import build_report
 from trainref_ray.report.summary import summarise
 from trainref_ray.results import CurationRun, load_run, open_tables
@@ -77,6 +77,7 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
             tracker = None if starting is None else started(starting.result)
             pipeline = Pipeline(Context(config, storage, storage, cluster, reporter, inputs), lock.check)
             pipeline.run()
+            lock.check()
             finish(pipeline, tracker)
     return load_run(storage.root)
 
@@ -117,7 +118,12 @@ def doctor(config: Config, reporter: Reporter | None = None) -> list[Check]:
 
 @contextmanager
 def tracked(config: Config, storage: Storage, reporter: Reporter) -> Iterator[Future[Tracker] | None]:
-    """The job's MLflow run, which is started beside Ray, and gets each stage's figures when the stage is done."""
+    """The job's MLflow run, which is started beside Ray, and gets each stage's figures when the stage is done.
+
+    Raises:
+        TrackingError: it could not be ended after a curation without an error; an error of the curation's own is not
+            hidden by MLflow's.
+    """
     uri = tracking_uri(config.tracking, storage)
     if uri is None:
         if config.tracking.enabled:
@@ -126,7 +132,17 @@ def tracked(config: Config, storage: Storage, reporter: Reporter) -> Iterator[Fu
         return
     with ThreadPoolExecutor(1, thread_name_prefix="mlflow") as thread:
         starting = thread.submit(Tracker, uri, config.tracking.experiment, storage, config.model_dump(mode="json"))
-        reporter.on_stage = lambda record: thread.submit(lambda: starting.result().stage(record.as_dict()))
+        failed: list[Exception] = []
+
+        def log_stage(record: StageRecord) -> None:
+            try:
+                starting.result().stage(record.as_dict())
+            except Exception as error:  # of many libraries
+                if not failed:
+                    reporter.message(f"MLflow does not take figures of stages any more: {first_line(error)}")
+                failed.append(error)
+
+        reporter.on_stage = lambda record: thread.submit(log_stage, record)
         status = "FAILED"
         try:
             yield starting
@@ -137,7 +153,22 @@ def tracked(config: Config, storage: Storage, reporter: Reporter) -> Iterator[Fu
         finally:
             reporter.on_stage = None
             if starting.exception() is None:
-                thread.submit(starting.result().finish, status).result()
+                ending = thread.submit(starting.result().finish, status).exception()
+                if ending is not None and status == "FINISHED":
+                    raise no_longer_tracked(ending) from ending
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def no_longer_tracked(error: BaseException) -> TrackingError:
+    """For an error of MLflow after all else is done."""
+    return TrackingError(
+        f"the run folder is complete, but MLflow cannot be used any more: {first_line(error)}; the same command logs "
+        "the run when it can"
+    )
 
 
 def started(connect_tracker: Callable[[], Tracker]) -> Tracker:
@@ -149,14 +180,17 @@ def started(connect_tracker: Callable[[], Tracker]) -> Tracker:
     try:
         return connect_tracker()
     except Exception as error:  # MLflow's stores raise errors of many libraries
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TrackingError(
-            f"MLflow cannot be used: {reason[0]}; see tracking.uri, or go on without: --tracking.no-enabled"
+            f"MLflow cannot be used: {first_line(error)}; see tracking.uri, or go on without: --tracking.no-enabled"
         ) from error
 
 
 def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
-    """Summary, report, model and tracking of a curation whose tables are complete."""
+    """Summary, report, model and tracking of a curation whose tables are complete.
+
+    Raises:
+        TrackingError: all but the last is done.
+    """
     context = pipeline.context
     storage, reporter = context.storage, context.reporter
     storage.remove(SCRATCH)  # an earlier start that was killed may have left it
@@ -166,7 +200,10 @@ def finish(pipeline: Pipeline, tracker: Tracker | None) -> None:
     storage.write_json("summary.json", summary)  # last of what `load_run` asks for
     build_report(load_run(storage.root), lambda uids: context.read_images(uids, pixels=False))
     if tracker is not None:
-        log_run(tracker, pipeline, summary)
+        try:
+            log_run(tracker, pipeline, summary)
+        except Exception as error:  # as in `started`
+            raise no_longer_tracked(error) from error
 
 
 def release_model(pipeline: Pipeline, temperature: float) -> None:
@@ -341,6 +378,8 @@ def class_names(config: Config, shards: list[ShardFile]) -> list[str] | None:
         names = json.loads(home.read_bytes(name))
     except ValueError as error:
         raise ConfigError(f"{location} is not JSON: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{location} cannot be read: {error}") from None
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(entry, str) for entry in names):
         raise ConfigError(f"{location} must be a JSON list of at least two class names")
     if len(set(names)) < len(names):

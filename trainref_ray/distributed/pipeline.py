@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainref_ray.config import FinetuneSettings, PretrainSettings, TrainSettings
-from trainref_ray.distributed.context import NO_REFERENCES, Context
+from trainref_ray.distributed.context import NO_REFERENCES, Context, weights_digest
 from trainref_ray.distributed.curation import RoundStages
 from trainref_ray.distributed.datasource import ReadPlan
 from trainref_ray.distributed.embedding import Output, apply_model
@@ -102,7 +102,7 @@ class Pipeline:
                 context.data_digest(),
                 context.references.digest,
                 str(context.classes),
-                *context.weights_digest(),
+                *weights_digest(context.config),
             )
         rows = sum(context.usable[shard.shard_id] for shard in context.shards)
         labels = None if context.labelled == context.inventory else context.labelled
@@ -112,7 +112,7 @@ class Pipeline:
     def _label_free_stage(self, *upstream: str) -> Stage:
         """The pre-training's stage where no label is read: whatever the labels, classes and references, it is one."""
         context = self.context
-        stage = context.stage("pretrain_label_free", 0, *upstream, *context.weights_digest())
+        stage = context.stage("pretrain_label_free", 0, *upstream, *weights_digest(context.config))
         return replace(stage, name="pretrain")
 
     def _take_weights(self) -> None:

@@ -17,13 +17,16 @@ from trainref_ray.run import Stage
 from trainref_ray.schemas import SHARD_BITS, check
 
 
-def unfinished(stage: Stage, shards: Iterable[ShardRead]) -> list[ShardRead]:
-    """Shards without a marker of this fingerprint, this etag and the inventory's number of rows."""
+def unfinished(stage: Stage, shards: Iterable[ShardRead], usable: Mapping[int, int] | None = None) -> list[ShardRead]:
+    """Shards without a marker of this fingerprint, this etag and the inventory's number of rows; and, where the
+    fingerprint does not know them, of usable ones (a sample that was quarantined may have been read since)."""
     done = stage.done_shards()
 
     def is_done(shard: ShardRead) -> bool:
         marker = done.get(shard.shard_id)
         if marker is None or marker["etag"] != shard.etag:
+            return False
+        if usable is not None and marker["ok"] != usable[shard.shard_id]:
             return False
         return shard.rows is None or marker["ok"] + marker["quarantined"] == shard.rows
 

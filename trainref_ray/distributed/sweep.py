@@ -19,7 +19,7 @@ from ray.util.queue import Queue
 from rich.console import Console
 
 from trainref_ray.config import METHOD_VERSION, Config, SweepSettings, make_config
-from trainref_ray.distributed.context import Inputs
+from trainref_ray.distributed.context import Inputs, weights_digest
 from trainref_ray.distributed.job import check_noise, check_settings, embedded_sample, environment, find_inputs
 from trainref_ray.distributed.preflight import preflight, tell
 from trainref_ray.distributed.session import Cluster, connect, node_resources, plan_cluster, set_up_process
@@ -31,6 +31,7 @@ from trainref_ray.report.sweep_page import write_sweep_page
 from trainref_ray.report.sweep_summary import best_point, summarise_sweep
 from trainref_ray.results import CurationSweep, load_sweep
 from trainref_ray.run import INVENTORY_FILE, SWEEP_FILE, RunLock, Storage, open_run, remove_results
+from trainref_ray.schemas import SCHEMA_VERSION
 from trainref_ray.search_space import (
     CONDITIONS,
     Dimension,
@@ -106,7 +107,8 @@ class SweepPlan:
         """The trial of a point."""
         config = make_config(self.config.model_dump(), nested(point))
         content = config.model_dump(mode="json", exclude=IN_NO_NAME)
-        return Trial(_digest({"settings": content, **self._facts()}), point, config)
+        weights = weights_digest(config)
+        return Trial(_digest({"settings": content, "weights": weights, **self._facts()}), point, config)
 
     def _facts(self) -> dict[str, Any]:
         """What a trial's result depends on besides its settings."""
@@ -117,7 +119,7 @@ class SweepPlan:
             "classes": inputs.class_names,
             "most_per_class": self.most_per_class,
             "folds": self.settings.folds,
-            "method": METHOD_VERSION,
+            "versions": [SCHEMA_VERSION, METHOD_VERSION],
         }
 
 

@@ -198,6 +198,15 @@ def state_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_noise_is_put_into_the_training_split_alone(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        folder_of_images(tmp_path / "in" / split)
+    settings = PrepareSettings(
+        "folder", str(tmp_path / "out"), str(tmp_path / "in"), ("train", "val"), noise="symflip:1"
+    )
+    assert [split.wrong for split in prepare(settings).splits] == [6, None]
+
+
 def test_splits_of_a_folder_and_a_clean_test_split(tmp_path: Path) -> None:
     for split in ("train", "test"):
         folder_of_images(tmp_path / "in" / split)
@@ -215,7 +224,9 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
         (PrepareSettings("cifar10", out), "needs --root"),
         (PrepareSettings("cifar10", out, str(tmp_path)), "not found or corrupted"),
         (PrepareSettings("cifar10", out, str(tmp_path), ("val",)), "no split 'val'; allowed: train, test"),
-        (PrepareSettings("digits", out, noise="sym:0.2"), "do not apply"),
+        (PrepareSettings("digits", out, noise="sym:0.2"), "--noise cannot be chosen"),
+        (PrepareSettings("digits", out, out, shard_size=7), "--root, --shard-size cannot be chosen"),
+        (PrepareSettings("folder", out, str(tmp_path), ("val",), noise="sym:0.2"), "for the split train alone"),
         (PrepareSettings("folder", out, str(tmp_path), noise="salt:1"), "allowed: none, sym"),
         (PrepareSettings("folder", out, str(tmp_path), shard_size=0), "at least 1"),
     ):

@@ -174,3 +174,11 @@ def test_object_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [file.url for file in resolve_shards(["store://bucket"])] == [file.url for file in files[::2]]
     with pytest.raises(FileNotFoundError):
         open_shard("store://bucket/none.tar")
+
+
+def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.tar")
+    with pytest.raises(ShardError, match=r"gone\.tar cannot be read"):
+        check_end(gone, 1024)
+    with pytest.raises(ShardError, match=r"gone\.tar cannot be read"):
+        count_samples(gone)

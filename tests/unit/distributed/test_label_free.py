@@ -19,7 +19,7 @@ from trainref_ray.errors import ConfigError
 from trainref_ray.models.backbones import ModelSpec, build, load_model, save_model
 from trainref_ray.progress import Reporter
 from trainref_ray.run import Stage, Storage
-from trainref_ray.schemas import SAMPLES, make_uids
+from trainref_ray.schemas import INVENTORY, SAMPLES, make_uids
 
 LABELS, DIGESTS = [0, 1, 2], ["aa", "bb", "cc"]
 
@@ -37,7 +37,7 @@ def context(
     """A context whose inventory holds three images."""
     config = make_config({"backbone": "cnn_small", "image_size": 8}, *changes)
     shard = ShardRead(0, "0.tar", etag, 100, rows=3)
-    storage, inputs = Storage(str(folder)), Inputs([shard], [], None, None)
+    storage, inputs = Storage(str(folder)), Inputs([shard], [], None, None, INVENTORY.empty_table())
     made = Context(config, storage, storage, cast(Cluster, None), Reporter(), inputs)
     made.inventory = made.labelled = made.stage("inventory", 0, etag, str(labels), str(status), str(digests))
     made.class_names = [str(label) for label in range(classes)]

@@ -14,7 +14,9 @@ from trainref_ray.distributed.node_facts import NodeFacts
 from trainref_ray.distributed.preflight import about, node_names, place_checks, run_folder_probe, version_check
 from trainref_ray.errors import ResumeError, ShardError
 from trainref_ray.run import Storage
+from trainref_ray.schemas import INVENTORY
 
+NO_ROWS = INVENTORY.empty_table()
 FACTS = NodeFacts({"python": "3.11", "torch": "2.9.0"}, 2**34, None, (), ())
 
 
@@ -82,15 +84,15 @@ def shards(folder: Path, pattern: str, count: int, size: int) -> list[ShardRead]
 @pytest.mark.parametrize("size", [100, 20_000])
 def test_samples_are_counted_from_bytes(tmp_path: Path, size: int) -> None:
     train, test = shards(tmp_path, "train-%d.tar", 500, size), shards(tmp_path, "test-%d.tar", 30, size)
-    data = about(Inputs(train, test, ["a", "b", "c"], None), None)
+    data = about(Inputs(train, test, ["a", "b", "c"], None, NO_ROWS), None)
     assert data.samples == pytest.approx(500, rel=0.15)
     assert data.largest_shard == pytest.approx(200, rel=0.15)
     assert data.test_samples == pytest.approx(30, rel=0.3)
     assert data.classes == 3
-    limited = about(Inputs(train, test, None, None), 150)
+    limited = about(Inputs(train, test, None, None, NO_ROWS), 150)
     assert (limited.samples, limited.largest_shard, limited.classes) == (150, 150, 100)
 
 
 def test_a_shard_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"gone\.tar cannot be read"):
-        about(Inputs([ShardRead(0, str(tmp_path / "gone.tar"), "", 1024)], [], None, None), None)
+        about(Inputs([ShardRead(0, str(tmp_path / "gone.tar"), "", 1024)], [], None, None, NO_ROWS), None)

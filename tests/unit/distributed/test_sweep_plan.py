@@ -14,6 +14,7 @@ from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.session import Cluster
 from trainref_ray.distributed.sweep import SweepPlan, best_preset
 from trainref_ray.run import Storage
+from trainref_ray.schemas import INVENTORY
 from trainref_ray.search_space import Dimension
 
 SHARD = ShardRead(0, "0.tar", "one", 100)
@@ -24,7 +25,7 @@ POINT = {"vote.k": 5, "noise": "none"}
 def plan(shard: ShardRead = SHARD, folds: int = 3, **settings: Any) -> SweepPlan:
     config = make_config({"data": ["a"], "reference_per_class": 3}, settings)
     sweep = SweepSettings(space="space.yaml", folds=folds)
-    inputs = Inputs([shard], [], ["cat", "dog"], None)
+    inputs = Inputs([shard], [], ["cat", "dog"], None, INVENTORY.empty_table())
     return SweepPlan(config, sweep, SPACE, (), Storage("/nowhere"), inputs, cast(Cluster, None), 1)
 
 
@@ -57,6 +58,16 @@ def test_a_trial_is_found_again_whatever_changes_no_result(change: dict[str, Any
 @pytest.mark.parametrize("change", OF_THE_RESULT, ids=str)
 def test_a_trial_is_another_if_its_result_may_be(change: dict[str, Any]) -> None:
     assert plan(**change).trial(POINT).name != plan().trial(POINT).name
+
+
+def test_a_trial_is_another_if_the_file_of_weights_is(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"one")
+    weights = {"model": {"weights": str(file)}}
+    first = plan(**weights).trial(POINT).name
+    assert plan(**weights).trial(POINT).name == first
+    file.write_bytes(b"two")
+    assert plan(**weights).trial(POINT).name != first
 
 
 def test_a_trial_has_the_settings_of_its_point() -> None:
