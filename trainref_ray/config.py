@@ -360,11 +360,11 @@ class SweepSettings(Settings):
 
 
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
-    "inventory": ("label_field", "truth_field", "limit", "read", "classes"),
+    "inventory": ("label_field", "truth_field", "limit", "read"),
     "noisy": ("seed", "noise"),
-    "pretrain": ("seed", "backbone", "image_size", "model", "pretrain", "calibrate.per_class"),
-    "pretrain_label_free": ("seed", "backbone", "image_size", "model", "pretrain"),
-    "embeddings": ("backbone", "image_size", "model"),
+    "pretrain": ("seed", "backbone", "image_size", "model.cifar_stem", "pretrain", "calibrate.per_class"),
+    "pretrain_label_free": ("seed", "backbone", "image_size", "model.cifar_stem", "pretrain"),
+    "embeddings": ("backbone", "image_size", "model.cifar_stem"),
     "probe": ("seed", "probe"),
     "evidence": (),
     "references": ("augment",),
@@ -380,10 +380,11 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "transition": ("vote.temperature",),
     "ood": ("seed", "ood"),
     "decisions": ("vote.temperature", "vote.given_weight", "decide"),
-    "finetune": ("seed", "backbone", "image_size", "model", "finetune", "calibrate"),
-    "predictions": ("backbone", "image_size", "model"),
+    "finetune": ("seed", "backbone", "image_size", "model.cifar_stem", "finetune", "calibrate"),
+    "predictions": ("backbone", "image_size", "model.cifar_stem"),
 }
-"""The settings that change the result of each stage, besides what the stages before it hand on."""
+"""The settings that change the result of each stage, besides what the stages before it hand on. Paths are not among
+them: class names and weights are known by what is in their files."""
 
 
 def setting(config: Config, name: str) -> Any:

@@ -72,6 +72,14 @@ def test_stage_settings_exist() -> None:
             setting(Config(), name)
 
 
+def test_paths_are_in_no_fingerprint() -> None:
+    other = make_config(
+        {"classes": "c.json", "model": {"weights": "w.safetensors"}, "data": ["x"], "reference": "r.csv"}
+    )
+    for stage in STAGE_SETTINGS:
+        assert fingerprint(Config(), stage) == fingerprint(other, stage)
+
+
 def test_label_free_pretraining_does_not_depend_on_what_the_references_decide() -> None:
     base = make_config({"pretrain": {"objective": "contrastive"}})
     other = make_config(

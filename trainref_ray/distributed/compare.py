@@ -405,9 +405,11 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
     if name == methods.OURS or name in methods.RETRAINED:
         return content | {"stages": [stages["rounds"], stages["models"], stages["predictions"]]}
     if name in methods.TRAINED:
-        own = {key: settings[key] for key in ("backbone", "model", "pretrain")} | {
-            "image_passes": facts["image_passes"],
+        own = {
+            **{key: settings[key] for key in ("backbone", "pretrain")},
+            "cifar_stem": config.model.cifar_stem,
             "weights": weights_digest(config),
+            "image_passes": facts["image_passes"],
         }
         if name == AUGMENTED:
             own |= {"views": finetune_views(config)}

@@ -59,10 +59,10 @@ class Inputs:
     inventory: pa.Table
 
 
-def weights_digest(config: Config) -> tuple[str, ...]:
-    """Digest of the file of weights to start from, nothing if there is none: its path does not say what is in it."""
+def weights_digest(config: Config) -> str:
+    """The weights to start from: the digest of their file, as its path does not say what is in it, else their kind."""
     path = weights_path(config.model.weights)
-    return () if path is None else (hashlib.sha256(path.read_bytes()).hexdigest()[:16],)
+    return config.model.weights if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 NO_REFERENCES = References(np.zeros(0, np.int64), np.zeros(0, np.int64))

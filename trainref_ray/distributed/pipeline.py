@@ -102,7 +102,7 @@ class Pipeline:
                 context.data_digest(),
                 context.references.digest,
                 str(context.classes),
-                *weights_digest(context.config),
+                weights_digest(context.config),
             )
         rows = sum(context.usable[shard.shard_id] for shard in context.shards)
         labels = None if context.labelled == context.inventory else context.labelled
@@ -112,7 +112,7 @@ class Pipeline:
     def _label_free_stage(self, *upstream: str) -> Stage:
         """The pre-training's stage where no label is read: whatever the labels, classes and references, it is one."""
         context = self.context
-        stage = context.stage("pretrain_label_free", 0, *upstream, *weights_digest(context.config))
+        stage = context.stage("pretrain_label_free", 0, *upstream, weights_digest(context.config))
         return replace(stage, name="pretrain")
 
     def _take_weights(self) -> None:

@@ -56,9 +56,10 @@ MESSAGE_SECONDS = 0.5
 """Between two looks for messages of the trials."""
 SHOWN_SECONDS = 5.0
 """Stages of a trial that took less are not told of: eight trials have eighty."""
-IN_NO_NAME = {
-    *("data", "test_data", "reference", "classes"),  # paths: what is in them is in the name
-    *("out", "resume", "retry_quarantined", "resources", "report", "tracking", "evaluate"),
+IN_NO_NAME: dict[str, Any] = {
+    **dict.fromkeys(("data", "test_data", "reference", "classes"), True),  # paths: what is in them is in the name
+    "model": {"weights"},  # so is what is in this one
+    **dict.fromkeys(("out", "resume", "retry_quarantined", "resources", "report", "tracking", "evaluate"), True),
 }
 """Settings that change no trial's result."""
 SCRATCH = "ray_tune"

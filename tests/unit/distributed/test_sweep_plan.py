@@ -66,6 +66,9 @@ def test_a_trial_is_another_if_the_file_of_weights_is(tmp_path: Path) -> None:
     weights = {"model": {"weights": str(file)}}
     first = plan(**weights).trial(POINT).name
     assert plan(**weights).trial(POINT).name == first
+    other = tmp_path / "moved.safetensors"
+    other.write_bytes(b"one")
+    assert plan(model={"weights": str(other)}).trial(POINT).name == first
     file.write_bytes(b"two")
     assert plan(**weights).trial(POINT).name != first
 
