@@ -23,8 +23,8 @@ from trainref_ray.config import PretrainSettings
 from trainref_ray.data.images import stored_size
 from trainref_ray.distributed.datasource import ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.states import latest_state, write_state
-from trainref_ray.distributed.trainer import TrainJob
-from trainref_ray.models.backbones import build, load_model, predict, save_model
+from trainref_ray.distributed.trainer import TrainJob, build_model
+from trainref_ray.models.backbones import load_model, predict, save_model
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.results import HELD_OUT, HELD_OUT_SAMPLES
 from trainref_ray.run import Stage
@@ -99,7 +99,7 @@ def _train_plan(job: TrainJob, rank: int, world: int, batch_size: int) -> TrainP
 def _start_model(job: TrainJob, scratch: Path) -> Any:
     torch.manual_seed(job.seed)
     if job.start is None:
-        model = build(job.spec)
+        model = build_model(job.spec)
     else:
         model, spec = load_model(job.stage.storage.download(job.start, scratch / "start"))
         if not spec.classes:

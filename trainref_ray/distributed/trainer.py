@@ -28,7 +28,7 @@ from trainref_ray.distributed.datasource import ReadPlan, ShardRead
 from trainref_ray.distributed.session import Cluster
 from trainref_ray.distributed.states import epochs_written
 from trainref_ray.errors import ConfigError, ResourceError, TrainRefError
-from trainref_ray.models.backbones import ModelSpec, build, save_model
+from trainref_ray.models.backbones import Classifier, ModelSpec, build, save_model
 from trainref_ray.progress import StageProgress
 from trainref_ray.run import Stage, Storage
 
@@ -106,17 +106,26 @@ def save_held_out(stage: Stage, file: str, held_out: HeldOut) -> None:
     stage.storage.write_bytes(stage.path(f"{file}.safetensors"), save_safetensors(tensors))
 
 
-def write_weights(stage: Stage, spec: ModelSpec) -> None:
-    """The model of a stage that trains nothing: `spec.weights` as they are.
+def build_model(spec: ModelSpec) -> Classifier:
+    """A model with `spec.weights`.
 
     Raises:
         ConfigError: they cannot be read, or are of another model.
     """
+    try:
+        return build(spec)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise ConfigError(f"setting 'model.weights' is {spec.weights!r}: {error}") from error
+
+
+def write_weights(stage: Stage, spec: ModelSpec) -> None:
+    """The model of a stage that trains nothing: `spec.weights` as they are.
+
+    Raises:
+        ConfigError: see `build_model`.
+    """
     with TemporaryDirectory() as scratch:
-        try:
-            save_model(build(spec), spec, scratch)
-        except (ValueError, OSError, SafetensorError) as error:
-            raise ConfigError(f"setting 'model.weights' is {spec.weights!r}: {error}") from error
+        save_model(build_model(spec), spec, scratch)
         stage.storage.upload(Path(scratch), stage.path("model"))
     stage.storage.write_json(stage.path("history.json"), [])
     stage.finish({"epochs": 0})

@@ -1,4 +1,5 @@
-"""Temperature scaling (Guo et al. 2017), fitted to references and curated samples that the model was not trained on."""
+"""Temperature scaling (Guo et al. 2017), fitted to references that no training sees, and to curated samples that the
+last training does not see (those before it have)."""
 
 from __future__ import annotations
 
@@ -146,7 +147,7 @@ def pool_fits(trusted: TemperatureFit, curated: TemperatureFit) -> float:
 
 
 def fit_held_out(trusted: tuple[np.ndarray, np.ndarray] | None, curated: tuple[np.ndarray, np.ndarray] | None) -> float:
-    """The temperature by what a model was not trained on; 1 without anything.
+    """The temperature by what a model's last training left out; 1 without anything.
 
     Args:
         trusted: logits float [n, C] of references, and their labels int [n].
@@ -167,6 +168,8 @@ def fit_held_out(trusted: tuple[np.ndarray, np.ndarray] | None, curated: tuple[n
 
 def draw_samples(uids: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Samples to leave out of a training for the temperature: at most `most`, and one of `HELD_OUT_SHARE`.
+
+    Each round draws anew, so nearly all of them were trained on in the rounds before, and all in the pre-training.
 
     Args:
         uids: int64 [N], ascending.
