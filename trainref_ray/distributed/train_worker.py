@@ -24,6 +24,7 @@ from trainref_ray.data.images import stored_size
 from trainref_ray.distributed.datasource import ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.states import latest_state, write_state
 from trainref_ray.distributed.trainer import TrainJob, build_model
+from trainref_ray.errors import ResourceError
 from trainref_ray.models.backbones import load_model, predict, save_model
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.results import HELD_OUT, HELD_OUT_SAMPLES
@@ -149,13 +150,24 @@ def _source(job: TrainJob, rank: int, world: int, side: int, batch_size: int) ->
     if rows * side * side * 3 > job.cache_bytes:
         return StreamedBatches(job, mine, rank, world if by_rows else 1, side, batch_size)
     blocks = sorted(_blocks(job, mine), key=lambda block: block["uid"][0].as_py())
+    if not blocks:
+        raise _without_images(rank, mine)
     pixels = np.concatenate([pixels_of(block, side) for block in blocks])
     uids = np.concatenate([block["uid"].to_numpy() for block in blocks])
     targets = np.concatenate([_targets(job, block) for block in blocks])
     used = _used(job, uids, rank, world if by_rows else 1)
+    if not used.any():
+        raise _without_images(rank, mine)
     steps = steps_per_epoch(job.rows, batch_size * world)
     return ArrayBatches(
         pixels[used], targets[used], batch_size=batch_size, steps_per_epoch=steps, seed=job.seed, rank=rank
+    )
+
+
+def _without_images(rank: int, shards: tuple[ShardRead, ...]) -> ResourceError:
+    return ResourceError(
+        f"training worker {rank} has no images to train on: those of its {len(shards)} shards are held out or of no "
+        "class; lower resources.train_workers"
     )
 
 
@@ -216,15 +228,22 @@ class StreamedBatches:
         self._steps = steps_per_epoch(job.rows, batch_size * job.workers)
 
     def __call__(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Exactly the epoch's steps; a worker with fewer rows begins again."""
+        """Exactly the epoch's steps; a worker with fewer rows begins again.
+
+        Raises:
+            ResourceError: it has none to begin with.
+        """
         random = np.random.default_rng((self._job.seed, epoch, self._rank))
         steps = 0
         while steps < self._steps:
+            before = steps
             for pixels, targets in self._pass(random):
                 yield torch.from_numpy(pixels), torch.from_numpy(targets)
                 steps += 1
                 if steps == self._steps:
                     return
+            if steps == before:
+                raise _without_images(self._rank, self._shards)
 
     def _pass(self, random: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pixels = np.zeros((0, self._side, self._side, 3), np.uint8)
