@@ -93,6 +93,7 @@ class Tracker:
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # ours is enough
         from mlflow import MlflowClient  # imported late: it takes seconds
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # else it tells of each table of a new database
