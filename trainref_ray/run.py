@@ -326,10 +326,10 @@ class RunLock:
         aside = path.with_name(f"lock.{owner['token'][:8]}.{self.token[:8]}.dead")
         with suppress(FileNotFoundError):
             os.rename(path, aside)
-            if _token(aside) != owner["token"]:
-                with suppress(FileExistsError):
-                    os.link(aside, path)
-            aside.unlink()
+            if _token(aside) == owner["token"]:
+                aside.unlink()
+            else:
+                os.rename(aside, path)
 
     def _discard_leftover(self) -> None:
         """Remove a lock that says nothing because its owner was killed while it made the file."""

@@ -107,15 +107,19 @@ def save_held_out(stage: Stage, file: str, held_out: HeldOut) -> None:
 
 
 def build_model(spec: ModelSpec) -> Classifier:
-    """A model with `spec.weights`.
+    """A model as the settings want it.
 
     Raises:
-        ConfigError: they cannot be read, or are of another model.
+        ConfigError: there is none of this backbone, image size and stem, or its weights cannot be read or are of
+            another model.
     """
     try:
         return build(spec)
     except (ValueError, OSError, SafetensorError) as error:
-        raise ConfigError(f"setting 'model.weights' is {spec.weights!r}: {error}") from error
+        raise ConfigError(
+            f"no model can be made of backbone {spec.backbone!r}, image_size {spec.image_size}, model.weights "
+            f"{spec.weights!r}: {error}"
+        ) from error
 
 
 def write_weights(stage: Stage, spec: ModelSpec) -> None:

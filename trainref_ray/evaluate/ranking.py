@@ -110,7 +110,7 @@ def _difference(best: Mapping[int, float], other: Mapping[int, float]) -> tuple[
     if not len(values):
         return 0.0, float("inf")
     error = _standard_error(values)
-    if error == 0 and values.any():
+    if len(values) > 1 and np.ptp(values) == 0 and values.any():
         error = _standard_error(np.append(values, [1.0, -1.0]))
     return max(0.0, float(values.mean())), float("inf") if error is None else error
 

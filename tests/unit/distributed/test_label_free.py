@@ -15,6 +15,7 @@ from trainref_ray.distributed.context import Context, Inputs, References
 from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.pipeline import Pipeline
 from trainref_ray.distributed.session import Cluster
+from trainref_ray.distributed.trainer import build_model
 from trainref_ray.errors import ConfigError
 from trainref_ray.models.backbones import ModelSpec, build, load_model, save_model
 from trainref_ray.progress import Reporter
@@ -132,5 +133,10 @@ def test_weights_of_another_model_are_a_setting_to_correct(tmp_path: Path, monke
     broken.write_bytes(b"no tensors")
     for weights, size in ((saved(tmp_path / "small", seed=1), 32), (broken, 8)):
         settings = {"pretrain": {"objective": "none"}, "model": {"weights": str(weights)}, "image_size": size}
-        with pytest.raises(ConfigError, match=r"model\.weights"):
+        with pytest.raises(ConfigError, match=rf"image_size {size}, model\.weights '.*(another model|[Hh]eader)"):
             pretrain_stage(context(tmp_path / f"run-{size}", settings), monkeypatch)
+
+
+def test_a_model_that_cannot_be_is_not_blamed_on_the_weights_alone() -> None:
+    with pytest.raises(ConfigError, match=r"backbone 'cnn_small', image_size 4, .*needs images of 8 pixels or more"):
+        build_model(ModelSpec("cnn_small", 2, 4))

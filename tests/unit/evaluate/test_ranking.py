@@ -46,6 +46,8 @@ def test_two_references_that_differ_alike_are_no_clear_difference_and_three_are(
     three = rank({"good": [judgement([1] * 3)], "bad": [judgement([0] * 3)]})["bad"]
     assert three.behind_error == pytest.approx(0.4)  # 1, 1, 1, 1, -1: sd of 0.8 ** 0.5
     assert not three.tied
+    thirds = rank({"good": [judgement([1] * 4)] * 3, "bad": [judgement([1] * 4)] * 2 + [judgement([0] * 4)]})["bad"]
+    assert (thirds.behind, thirds.tied) == (pytest.approx(1 / 3), True)  # 1/3 four times, and 1 and -1 besides
     equal = rank({"a": [judgement([1, 1])], "b": [judgement([1, 1])]})["b"]
     assert (equal.behind, equal.behind_error) == (0.0, 0.0)
 
