@@ -39,3 +39,8 @@ class ResourceError(TrainRefError):
 
 class TrackingError(TrainRefError):
     """The MLflow store cannot be reached or used."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in a line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

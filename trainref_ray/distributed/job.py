@@ -31,7 +31,7 @@ from trainref_ray.distributed.pipeline import Pipeline
 from trainref_ray.distributed.preflight import preflight, tell, warm_up
 from trainref_ray.distributed.session import connect
 from trainref_ray.distributed.trainer import SCRATCH
-from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError
+from trainref_ray.errors import ConfigError, ReferenceSetError, ShardError, TrackingError, first_line
 from trainref_ray.models.backbones import check_backbone, weights_path
 from trainref_ray.progress import Reporter, StageRecord
 from trainref_ray.report.collect import build_report
@@ -156,11 +156,6 @@ def tracked(config: Config, storage: Storage, reporter: Reporter) -> Iterator[Fu
                 ending = thread.submit(starting.result().finish, status).exception()
                 if ending is not None and status == "FINISHED":
                     raise no_longer_tracked(ending) from ending
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another library says, in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def no_longer_tracked(error: BaseException) -> TrackingError:

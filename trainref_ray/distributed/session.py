@@ -17,7 +17,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 
 from trainref_ray.config import ResourceSettings
-from trainref_ray.errors import ResourceError
+from trainref_ray.errors import ResourceError, first_line
 
 POLL_SECONDS = 1.0
 
@@ -100,9 +100,8 @@ def _start(address: str | None) -> None:
             include_dashboard=None if address else False,
         )
     except Exception as error:  # Ray has no kind of its own for this: a plain Exception, or a ConnectionError
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ResourceError(
-            f"Ray cannot be {'reached at ' + address if address else 'started'}: {reason[0]}"
+            f"Ray cannot be {'reached at ' + address if address else 'started'}: {first_line(error)}"
         ) from error
 
 
