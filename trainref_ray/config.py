@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from trainref_ray.errors import ConfigError
 from trainref_ray.schemas import SCHEMA_VERSION
 
-METHOD_VERSION = 4
+METHOD_VERSION = 5
 """Part of every fingerprint: raised when a change of the code changes a stage's result for equal settings."""
 
 

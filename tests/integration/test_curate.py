@@ -21,13 +21,14 @@ from trainref_ray.distributed import pipeline
 from trainref_ray.distributed.rival_data import pixel_blocks
 from trainref_ray.distributed.trainer import TrainJob
 from trainref_ray.errors import ShardError
+from trainref_ray.method.draw import draw_samples
 from trainref_ray.method.influence import unit_rows
 from trainref_ray.method.ood import Gaussian, mahalanobis, ood_score
 from trainref_ray.models.backbones import predict
 from trainref_ray.report.image_files import read_image_files
 from trainref_ray.results import HELD_OUT_SAMPLES, CurationRun, held_out_logits
 from trainref_ray.schemas import DECISION, check, dense_soft_labels, to_matrix
-from trainref_ray.training.calibrate import draw_samples, fit_distributions, fit_labels, pool_fits, softmax
+from trainref_ray.training.calibrate import fit_distributions, fit_labels, pool_fits, softmax
 
 pytestmark = pytest.mark.ray
 

@@ -18,11 +18,11 @@ from trainref_ray.distributed.inventory import add_noise, choose_references, tak
 from trainref_ray.distributed.rounds import curate_round, round_stages
 from trainref_ray.distributed.stages import gather_rows
 from trainref_ray.distributed.trainer import HeldOut, TrainJob, run_training, save_held_out, write_weights
+from trainref_ray.method.draw import draw_samples
 from trainref_ray.models.backbones import ModelSpec
 from trainref_ray.results import HELD_OUT, HELD_OUT_SAMPLES
 from trainref_ray.run import Stage
 from trainref_ray.schemas import dense_soft_labels
-from trainref_ray.training.calibrate import draw_samples
 
 CURATED = ("keep", "relabel", "soften")
 """Decisions of samples that a model is trained on."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainref_ray.method.draw import random_order
+
 NO_SUPPORTER_DISTANCE = 2.0
 """Cosine distance of a sample without supporters: the largest there is."""
 
@@ -109,18 +111,9 @@ def draw_passing(
         two int64 arrays of row numbers without a common one, in the order of the draw.
     """
     rows = np.flatnonzero(passes)
-    rows = rows[np.lexsort((uids[rows], _mixed(uids[rows].astype(np.uint64), seed)))]
+    rows = rows[random_order(uids[rows], seed)]
     first = min(calibration, len(rows) // 2)
     return rows[:first], rows[first : first + fit]
-
-
-def _mixed(values: np.ndarray, seed: int) -> np.ndarray:
-    """uint64 [n] to well-mixed uint64 [n], one to one: the finaliser of SplitMix64 (Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        mixed = values + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return mixed ^ (mixed >> np.uint64(31))
 
 
 def cut(raw: np.ndarray, quantile: float) -> float:

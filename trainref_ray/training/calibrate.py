@@ -1,5 +1,5 @@
 """Temperature scaling (Guo et al. 2017), fitted to references that no training sees, and to curated samples that the
-last training does not see (those before it have)."""
+fine-tunings do not see."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ GRID = 61
 """First points of the search, evenly spaced in log temperature: steps of 10 %."""
 REFINEMENTS = 40
 """Golden-section steps between two neighbours of the best point, which narrow it by 0.618 each: to below 1e-8."""
-
-HELD_OUT_SHARE = 32
-"""Of so many curated samples at most one is left out of a training: 3 % fewer images."""
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -164,20 +161,3 @@ def fit_held_out(trusted: tuple[np.ndarray, np.ndarray] | None, curated: tuple[n
     if len(fits) == 2:
         return pool_fits(*fits)
     return fits[0].temperature if fits else 1.0
-
-
-def draw_samples(uids: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Samples to leave out of a training for the temperature: at most `most`, and one of `HELD_OUT_SHARE`.
-
-    Each round draws anew, so nearly all of them were trained on in the rounds before, and all in the pre-training.
-
-    Args:
-        uids: int64 [N], ascending.
-        most: how many at most.
-        seed: of the draw.
-
-    Returns:
-        int64, ascending.
-    """
-    count = min(most, len(uids) // HELD_OUT_SHARE)
-    return np.sort(np.random.default_rng(seed).choice(uids, count, replace=False))

@@ -88,7 +88,7 @@ def test_the_confidence_page_escapes_and_asks_for_nothing() -> None:
 def page() -> str:
     rows = [
         Row("trainref", 0, {"accuracy": 0.7, "ece_ts": 0.05}, {"accuracy": (0.6, 0.8)}, 12.0, 900),
-        Row("<b>disc</b>", 0, {"accuracy": 0.6, "ece_ts": 0.04}, {"accuracy": (0.5, 0.7)}, 11.0, 901),
+        Row("<b>disc_1</b>", 0, {"accuracy": 0.6, "ece_ts": 0.04}, {"accuracy": (0.5, 0.7)}, 11.0, 901),
         Row("broken", 0, error="ValueError: <i>bad</i>"),
     ]
     settings = {"out": "runs/x", "tracking": {"uri": "http://me:secret@host/"}}
@@ -100,6 +100,7 @@ def test_the_comparison_page_shows_figures_and_escapes(page: str) -> None:
     assert "<strong>0.040</strong>" in page  # a lower calibration error is better
     assert "<strong>0.050</strong>" not in page
     assert "<b>" not in page
+    assert "&lt;b&gt;disc_<wbr>1&lt;/b&gt;</th>" in page  # a long name breaks between its words
     assert "<i>bad" not in page
     assert "a &lt;note&gt;" in page
     assert "secret" not in page

@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainref_ray.training.calibrate import (
-    HELD_OUT_SHARE,
     HIGHEST,
     LOWEST,
     TemperatureFit,
-    draw_samples,
     fit_distributions,
     fit_held_out,
     fit_labels,
@@ -175,17 +173,6 @@ def test_what_is_held_out_decides_what_is_fitted() -> None:
     assert fit_held_out(trusted, None) == fit_temperature(*trusted)
     assert fit_held_out(None, curated) == fit_distributions(*curated).temperature == pytest.approx(2, rel=0.02)
     assert fit_held_out(trusted, curated) == pool_fits(fit_labels(*trusted), fit_distributions(*curated))
-
-
-@settings(max_examples=30, deadline=None)
-@given(total=st.integers(0, 3000), most=st.integers(0, 100), seed=st.integers(0, 99))
-def test_few_samples_are_drawn_and_the_same_again(total: int, most: int, seed: int) -> None:
-    uids = np.arange(total) * 7
-    drawn = draw_samples(uids, most, seed)
-    assert len(drawn) == min(most, total // HELD_OUT_SHARE)
-    assert np.isin(drawn, uids).all()
-    assert (np.diff(drawn) > 0).all()
-    assert np.array_equal(drawn, draw_samples(uids, most, seed))
 
 
 def test_distributions_of_another_shape_are_refused() -> None:
