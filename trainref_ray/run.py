@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 """A lock of another machine that has not been renewed for this long is taken over: twelve missed heartbeats."""
 CLAIM_POLL_SECONDS = 0.2
-"""Between two looks whether a stage that another curation computes is free."""
+"""Between two looks whether a stage that another curation computes is free, or whether a silent owner is alive."""
 OBJECT_STORE_SETTLE_SECONDS = 2.0
 """Object stores have no exclusive create: the lock is written, and is ours if it is still ours after this."""
 
@@ -229,13 +229,19 @@ class RunLock:
     """Keeps one job in a folder: a file with the owner and a heartbeat.
 
     A lock is taken over when its owner is dead: on the same machine when that process is gone, on another one when the
-    heartbeat is older than `STALE_SECONDS`.
+    heartbeat is older than `STALE_SECONDS`. A job that a cluster starts again on another machine may come before that:
+    it waits for the owner's next heartbeat.
+
+    Args:
+        storage: the folder.
+        tell: is called with a sentence before such a wait.
     """
 
     PATH = "lock.json"
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, tell: Callable[[str], None] = lambda sentence: None) -> None:
         self.storage = storage
+        self.tell = tell
         self.token = uuid.uuid4().hex
         self._stop = threading.Event()
         self._lost = False
@@ -247,7 +253,7 @@ class RunLock:
         Raises:
             ResumeError: another job that is alive owns the run folder.
         """
-        if not self.take():
+        if not self.take() and not self._outlast():
             owner = self._read()
             who = "has just taken" if owner is None else "is working in"
             about = (
@@ -281,6 +287,20 @@ class RunLock:
             return False
         self._thread.start()
         return True
+
+    def _outlast(self) -> bool:
+        """Wait for a sign of life of an owner on another machine; says whether there was none and the lock is taken."""
+        owner = self._read()
+        if owner is None or owner["host"] == socket.gethostname():
+            return False
+        self.tell(
+            f"{self.storage.location()} was another job's a moment ago (process {owner['pid']} on {owner['host']}): "
+            f"waiting for a sign of life, at most {STALE_SECONDS:g} s"
+        )
+        deadline = time.monotonic() + STALE_SECONDS
+        while self._read() == owner and _is_alive(owner) and time.monotonic() < deadline:
+            time.sleep(CLAIM_POLL_SECONDS)
+        return self.take()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

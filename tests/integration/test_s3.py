@@ -213,7 +213,7 @@ def test_of_two_jobs_that_start_together_the_last_to_write_owns(
 def test_the_lock_of_another_machine_lives_by_its_heartbeat(storage: Storage, age: float, alive: bool) -> None:
     owner = {"token": "0" * 32, "host": "elsewhere", "pid": 1, "process_started": 0.0, "heartbeat": time.time() - age}
     storage.write_json("lock.json", owner)
-    lock = RunLock(storage)
+    lock = RunLock(storage, lambda sentence: storage.write_json("lock.json", owner | {"heartbeat": time.time()}))
     if alive:
         with pytest.raises(ResumeError, match="elsewhere"):
             lock.__enter__()

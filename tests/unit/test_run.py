@@ -127,15 +127,38 @@ def test_a_reused_process_number_is_no_owner(storage: Storage) -> None:
         pass
 
 
-@pytest.mark.parametrize(("age", "alive"), [(5.0, True), (run_module.STALE_SECONDS + 5, False)])
-def test_the_lock_of_another_machine_lives_by_its_heartbeat(storage: Storage, age: float, alive: bool) -> None:
-    _lock_of(storage, host="elsewhere", heartbeat=time.time() - age)
-    if alive:
-        with pytest.raises(ResumeError, match="elsewhere"), RunLock(storage):
-            pass
-    else:
-        with RunLock(storage):
-            pass
+def test_the_lock_of_another_machine_is_taken_over_when_it_is_old(storage: Storage) -> None:
+    _lock_of(storage, host="elsewhere", heartbeat=time.time() - run_module.STALE_SECONDS - 5)
+    told: list[str] = []
+    with RunLock(storage, told.append):
+        assert told == []
+
+
+def test_the_next_heartbeat_of_another_machine_keeps_its_lock(storage: Storage) -> None:
+    _lock_of(storage, host="elsewhere", heartbeat=time.time() - 5)
+    lock = RunLock(storage, lambda sentence: _lock_of(storage, host="elsewhere", heartbeat=time.time()))
+    with pytest.raises(ResumeError, match=r"is working in this run folder .*on elsewhere"), lock:
+        pass
+    assert storage.read_json("lock.json")["host"] == "elsewhere"
+
+
+def test_a_job_that_is_started_again_on_another_machine_waits_for_its_dead_predecessor(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "STALE_SECONDS", 1.0)
+    _lock_of(storage, host="elsewhere", heartbeat=time.time())
+    told: list[str] = []
+    with RunLock(storage, told.append) as lock:
+        assert storage.read_json("lock.json")["token"] == lock.token
+    assert len(told) == 1
+    assert "on elsewhere" in told[0]
+
+
+def test_a_clock_that_is_ahead_keeps_nobody_waiting_for_long(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "STALE_SECONDS", 0.5)
+    _lock_of(storage, host="elsewhere", heartbeat=time.time() + 3600)
+    with pytest.raises(ResumeError, match="elsewhere"), RunLock(storage):
+        pass
 
 
 def test_a_job_that_lost_its_lock_stops(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

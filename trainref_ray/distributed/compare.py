@@ -107,7 +107,7 @@ def compare(config: Config, request: Request, reporter: Reporter | None = None) 
     reporter = reporter or Reporter()
     check_settings(config)
     storage = open_run(config.out, mark=COMPARE_FILE)
-    with RunLock(storage) as lock:
+    with RunLock(storage, reporter.message) as lock:
         afresh, config = not config.resume, config.model_copy(update={"resume": True})
         settings = config.model_dump(mode="json") | {"methods": list(request.methods), "seeds": list(request.seeds)}
         content = yaml.safe_dump(settings, sort_keys=False).encode()

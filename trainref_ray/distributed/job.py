@@ -65,7 +65,7 @@ def curate(config: Config, reporter: Reporter | None = None) -> CurationRun:
     reporter = reporter or Reporter()
     check_settings(config)
     storage = open_run(config.out)
-    with RunLock(storage) as lock:
+    with RunLock(storage, reporter.message) as lock:
         if not storage.exists(RUN_FILE):
             write_settings(config, storage)  # first of all: it says that the folder is a run's, whatever comes next
         config = embedded_sample(config, storage)

@@ -44,7 +44,7 @@ def prepare_listed(settings: PrepareSettings, reporter: Reporter | None = None) 
     """
     splits = listed_splits(settings)
     reporter = reporter or Reporter()
-    with RunLock(open_storage(settings.out)) as lock:
+    with RunLock(open_storage(settings.out), reporter.message) as lock:
         # All lists are read before anything is written: a damaged one should not come to light after hours.
         sources = {split: open_listed(settings, split) for split in splits}
         begun = [

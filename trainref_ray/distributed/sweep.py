@@ -149,7 +149,7 @@ def sweep(config: Config, settings: SweepSettings, reporter: Reporter | None = N
     trial_config = _trial_config(config, settings)
     _check_points(trial_config, settings, space, points)
     storage = open_run(config.out, mark=SWEEP_FILE)
-    with RunLock(storage) as lock:
+    with RunLock(storage, reporter.message) as lock:
         settings_text = {"curation": config.model_dump(mode="json"), "sweep": settings.model_dump(mode="json")}
         content = yaml.safe_dump(settings_text, sort_keys=False).encode()
         if not storage.exists(SWEEP_FILE):
