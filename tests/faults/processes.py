@@ -36,14 +36,22 @@ def heed_interrupts() -> None:
 
 
 def stop_at(
-    process: subprocess.Popen[str], folder: Path, pattern: str, number: signal.Signals, *, within: float = NOTHING_NEW
+    process: subprocess.Popen[str],
+    folder: Path,
+    pattern: str,
+    number: signal.Signals,
+    *,
+    alone: bool = False,
+    within: float = NOTHING_NEW,
 ) -> tuple[int, str]:
-    """Send the job's group a signal as soon as a file matches that was not there; its exit code and output."""
+    """Send the job's group, or its own process alone, a signal as soon as a file matches that was not there; its exit
+    code and output."""
     before = set(folder.glob(pattern))
     deadline = time.monotonic() + within
     while not set(folder.glob(pattern)) - before and process.poll() is None:
         assert time.monotonic() < deadline, f"{pattern} did not appear"
         time.sleep(0.02)
-    os.killpg(process.pid, number)
+    send = os.kill if alone else os.killpg
+    send(process.pid, number)
     output, _ = process.communicate(timeout=NOTHING_NEW)
     return process.returncode, output

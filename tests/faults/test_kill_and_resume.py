@@ -45,10 +45,11 @@ def job(
     epochs: int = TINY["pretrain"]["epochs"],
     objective: str = "supervised",
     final_curation: bool = False,
+    workers: int = 1,
 ) -> subprocess.Popen[str]:
     """The curation as a process of its own, leader of its group, on the session's Ray or on one that it starts."""
     settings = TINY | {"pretrain": TINY["pretrain"] | {"epochs": epochs, "objective": objective}}
-    settings |= {"final_curation": final_curation}
+    settings |= {"final_curation": final_curation, "resources": {"train_workers": workers}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     address = ray.get_runtime_context().gcs_address
     command = ["jobs/curate_webvision.py", "--preset", str(folder / "tiny.yaml")]
@@ -164,6 +165,16 @@ def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path
     found = re.fullmatch(rf"resuming: pretrain: (\d+) of {MANY_EPOCHS} epochs done\n", lines[-1])
     assert found, "".join(lines)
     assert 1 <= int(found[1]) < MANY_EPOCHS
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_of_the_job_alone_ends_it(local_ray: None, tmp_path: Path, workers: int) -> None:
+    """As a notebook or `kill -INT` sends it: Ray's own processes get none."""
+    first = job(tmp_path, own_ray=True, epochs=MANY_EPOCHS, workers=workers)
+    code, output = stop_at(first, tmp_path / "run", FIRST_EPOCH, signal.SIGINT, alone=True)
+    assert code == 130
+    assert output.strip().splitlines()[-1] == "interrupted; start again with the same --out to go on"
+    assert not (tmp_path / "run" / "lock.json").exists()
 
 
 def test_a_killed_training_worker_is_replaced_and_goes_on(local_ray: None, tmp_path: Path) -> None:

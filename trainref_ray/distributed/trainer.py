@@ -12,10 +12,11 @@ that is started again after its driver was killed, and a worker group that Ray s
 from __future__ import annotations
 
 import uuid
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -146,18 +147,21 @@ def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:
     Raises:
         ResourceError: the training failed more often than workers are replaced.
     """
-    executor = ThreadPoolExecutor(1, thread_name_prefix="train")
-    running = executor.submit(_train_alone, job) if job.workers == 1 else executor.submit(_train_group, job, home)
-    try:
-        _follow(job, running, progress)
-    finally:
-        executor.shutdown(wait=False)  # interrupted: the thread ends when Ray is shut down
-    error = running.exception()
-    if error is not None:
-        raise _explain(job, error) from error
+    seen = epochs_written(job.stage)
+    if seen:
+        progress.resume(seen, seen * job.rows)
+    attempts = MAX_FAILURES + 1 if job.workers == 1 else 1  # a group replaces its own workers
+    while True:
+        running = _start_alone(job) if job.workers == 1 else _start_group(job, home)
+        seen = _follow(job, running, progress, seen)
+        error, attempts = running.exception(), attempts - 1
+        if error is None:
+            return
+        if not attempts or isinstance(_cause(error), TrainRefError):
+            raise _explain(job, error) from error
 
 
-def _train_alone(job: TrainJob) -> None:
+def _start_alone(job: TrainJob) -> Future[None]:
     """In a task, whose process ends with it: a training sets the number of threads for good."""
     resources = worker_resources(job.cluster)
     task = ray.remote(max_calls=1)(_run_locally).options(
@@ -167,15 +171,8 @@ def _train_alone(job: TrainJob) -> None:
         max_retries=0,  # Ray would start one that ran out of memory again without end
         scheduling_strategy="DEFAULT",  # not in a trial's own reservation
     )
-    for failures in range(MAX_FAILURES + 1):
-        try:
-            ray.get(task.remote(job))
-        except ray.exceptions.RayError as error:
-            stopped = not ray.is_initialized()  # interrupted: another task would start another Ray
-            if failures == MAX_FAILURES or stopped or isinstance(_cause(error), TrainRefError):
-                raise
-        else:
-            return
+    running: Future[None] = task.remote(job).future()
+    return running
 
 
 def _run_locally(job: TrainJob) -> None:
@@ -184,6 +181,23 @@ def _run_locally(job: TrainJob) -> None:
 
     local = ScalingConfig(num_workers=0)
     TorchTrainer(_start_worker, train_loop_config={"job": job}, scaling_config=local).fit()
+
+
+def _start_group(job: TrainJob, home: Storage) -> Future[None]:
+    """In a thread that does not keep this process from ending: one that waits for a Ray which was shut down meanwhile,
+    because of an interrupt, waits for ever."""
+    running: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            _train_group(job, home)
+        except BaseException as error:
+            running.set_exception(error)
+        else:
+            running.set_result(None)
+
+    Thread(target=run, name="train", daemon=True).start()
+    return running
 
 
 def _train_group(job: TrainJob, home: Storage) -> None:
@@ -242,14 +256,14 @@ def _start_worker(config: dict[str, Any]) -> None:
     run_worker(config["job"])
 
 
-def _follow(job: TrainJob, running: Future[Any], progress: StageProgress) -> None:
-    """Move the progress by the epochs that are written: the workers run in other processes."""
-    shown = epochs_written(job.stage)
-    if shown:
-        progress.resume(shown, shown * job.rows)
-    while not running.done():
+def _follow(job: TrainJob, running: Future[None], progress: StageProgress, seen: int) -> int:
+    """Move the progress by the epochs that are written, since the workers run in other processes, until the training
+    has ended. Gives how many are there, of which `seen` had been shown before."""
+    while True:
         wait([running], timeout=POLL_SECONDS)
-        written = epochs_written(job.stage)
-        if written > shown:
-            progress.advance((written - shown) * job.rows, shards=written - shown)
-            shown = written
+        ended, written = running.done(), epochs_written(job.stage)
+        if written > seen:
+            progress.advance((written - seen) * job.rows, shards=written - seen)
+            seen = written
+        if ended:
+            return seen
