@@ -167,7 +167,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_resumes(local_ray: None, tmp_path
     assert 1 <= int(found[1]) < MANY_EPOCHS
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupt_of_the_job_alone_ends_it(local_ray: None, tmp_path: Path, workers: int) -> None:
     """As a notebook or `kill -INT` sends it: Ray's own processes get none."""
     first = job(tmp_path, own_ray=True, epochs=MANY_EPOCHS, workers=workers)
