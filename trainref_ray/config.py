@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from trainref_ray.errors import ConfigError
 from trainref_ray.schemas import SCHEMA_VERSION
 
-METHOD_VERSION = 5
+METHOD_VERSION = 6
 """Part of every fingerprint: raised when a change of the code changes a stage's result for equal settings."""
 
 
@@ -75,7 +75,8 @@ class TrainSettings(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread over all classes."""
     keep_best: bool = False
-    """Keep the epoch with the lowest loss on the held-out references, not the last one."""
+    """Keep the epoch with the lowest loss on the held-out references, at the temperature that fits them, not the last
+    one."""
     freeze_backbone: bool = False
     """Train the head alone."""
 
@@ -269,7 +270,8 @@ class TrackingSettings(Settings):
     enabled: bool = True
     """Whether to log at all."""
     uri: str | None = None
-    """Tracking URI; by default sqlite in the run folder."""
+    """Tracking URI; by default MLFLOW_TRACKING_URI, else sqlite in the run folder; with neither, where that is in an
+    object store, nothing is logged."""
     experiment: str = "trainref"
     """Experiment's name."""
 
@@ -298,12 +300,14 @@ class Config(Settings):
     label_field: str = "label"
     """Field of KEY.json with the given label; KEY.cls works too."""
     truth_field: str = "true_label"
-    """Field with the true label, -1 = of no class; read by the choice of references and by evaluation alone."""
+    """Field with the true label, -1 = of no class; read by the choice of references, by noise and by evaluation
+    alone."""
     classes: str | None = None
     """JSON list of class names; by default classes.json beside the shards."""
     noise: str = "none"
-    """For experiments on clean labels: sym:R, symflip:R or asym:R replaces the share R of the training labels by others
-    (METHOD 7). The trusted field is taken as clean where there is one, else the given label."""
+    """For experiments on clean labels: the share R of the training labels is replaced, by sym:R with a class drawn from
+    all C (so R(C-1)/C become wrong), by symflip:R with another one, by asym:R with the one it is confused with. The
+    trusted field is taken as clean where there is one, else the given label."""
     resume: bool = True
     """Go on with what the run folder holds; --no-resume removes its results first."""
     allow_missing_classes: bool = False

@@ -80,3 +80,4 @@ def test_notes_name_the_views_that_only_trainref_and_one_rival_train_on() -> Non
     plain = " ".join(comparison_notes(setups, make_config({"finetune": same | {"mixup": 0.0}, "pretrain": same})))
     assert "cross_entropy_augmented" not in plain
     assert "temperature that fits the held-out references" in plain
+    assert "disc, which releases its last as trainref's fine-tunings do" in plain

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainref_ray.baselines.objectives import supervised_loss
-from trainref_ray.baselines.results import RivalResult
 from trainref_ray.baselines.selection import CLEAN, HARD, LEFT_OUT, select, updated_threshold
 from trainref_ray.models.backbones import Classifier
 from trainref_ray.training.loop import learning_rate_share, validate
@@ -277,23 +276,9 @@ def train_disc(
     return state
 
 
-def judge(memory: Memory, labels: np.ndarray, test_logits: np.ndarray | None = None) -> RivalResult:
-    """DISC's own opinion: the mean of the two views, and whether an image is neither clean nor hard.
-
-    Args:
-        memory: of a finished training; its first rows are the samples, references may follow.
-        labels: int [N], given labels of the samples.
-        test_logits: float [T, C] of the released model, passed on.
-    """
-    count = len(labels)
-    soft_label = ((memory.weak + memory.strong) / 2)[:count].numpy()
-    trusted = (memory.subset == CLEAN) | (memory.subset == HARD)
-    return RivalResult(
-        label_quality=soft_label[np.arange(count), labels],
-        flagged=~trusted[:count].numpy(),
-        soft_label=soft_label,
-        test_logits=test_logits,
-    )
+def neither_clean_nor_hard(memory: Memory) -> np.ndarray:
+    """Images whose given label DISC does not train on as it is, bool [N]: what it holds for wrong."""
+    return ~((memory.subset == CLEAN) | (memory.subset == HARD)).numpy()
 
 
 def _checked(pixels: np.ndarray, labels: np.ndarray, classes: int) -> Tensor:

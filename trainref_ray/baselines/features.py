@@ -104,8 +104,8 @@ def _log_probabilities(model: LogisticRegression, embeddings: np.ndarray, classe
 def nearest_neighbours(data: FeatureData, *, k: int = 50) -> RivalResult:
     """Vote of the k most similar samples and references, each weighing the same; a sample never votes for itself.
 
-    `ood` is the mean cosine distance to the k. Test logits are the logarithm of the shares with one vote more, spread
-    evenly over the classes: a share of 0 has no logarithm.
+    `ood` is the mean cosine distance to the k. Shares are counted with one vote more, spread evenly over the classes:
+    a share of 0 has no logarithm.
 
     Args:
         data: what to vote with and to judge.
@@ -121,9 +121,8 @@ def nearest_neighbours(data: FeatureData, *, k: int = 50) -> RivalResult:
         )
     rows, similarity = _neighbours(data.embeddings, embeddings, k, leave_self_out=True)
     test_rows, _ = _neighbours(data.test, embeddings, k, leave_self_out=False)
-    test_votes = _votes(labels[test_rows], data.classes)
-    test_logits = np.log((test_votes + 1 / data.classes) / (k + 1))
-    judged = from_probabilities(_votes(labels[rows], data.classes) / k, data.labels, test_logits)
+    test_logits = np.log(_shares(labels[test_rows], data.classes))
+    judged = from_probabilities(_shares(labels[rows], data.classes), data.labels, test_logits)
     return replace(judged, ood=1 - similarity.mean(axis=1))
 
 
@@ -144,11 +143,11 @@ def _neighbours(
     return rows, cosines
 
 
-def _votes(neighbour_labels: np.ndarray, classes: int) -> np.ndarray:
-    """Votes float64 [n, C] of labels int [n, k]."""
-    votes = np.zeros((len(neighbour_labels), classes))
+def _shares(neighbour_labels: np.ndarray, classes: int) -> np.ndarray:
+    """Shares float64 [n, C] of the classes among labels int [n, k] and one vote more that is spread evenly."""
+    votes = np.full((len(neighbour_labels), classes), 1 / classes)
     np.add.at(votes, (np.arange(len(votes))[:, None], neighbour_labels), 1.0)
-    return votes
+    return votes / votes.sum(axis=1, keepdims=True)
 
 
 def cleanlab_label_issues(

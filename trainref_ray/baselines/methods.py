@@ -119,17 +119,18 @@ def _neighbours(data: FeatureData) -> RivalResult:
     return features.nearest_neighbours(data, k=min(50, len(data.embeddings) + len(data.references) - 1))
 
 
-def disc_plan(images: int, budget: int, noise_rate: float, **common: Any) -> DiscPlan:
+def disc_plan(images: int, budget: int, noise_rate: float, *, asymmetric: bool = False, **common: Any) -> DiscPlan:
     """DISC's settings for a budget: the published ones squeezed into it, or those for small budgets.
 
     Args:
         images: N.
         budget: forward-backward passes.
-        noise_rate: expected share of wrong labels, which the published settings depend on, and of those for small
-            budgets the weight of the hard images.
+        noise_rate: at which labels are drawn from all classes, right ones among them. The published settings depend on
+            it, and of those for small budgets the weight of the hard images.
+        asymmetric: whether the noise is known to be so.
         common: views, seed, device and precision of every training.
     """
-    plan = published_plan(noise_rate)
+    plan = published_plan(noise_rate, asymmetric=asymmetric)
     if budget < SHORT_BELOW * images:
         plan = replace(SHORT, hard_weight=plan.hard_weight)
     return replace(plan_within(plan, images, budget), **common)

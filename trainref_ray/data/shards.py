@@ -25,6 +25,9 @@ READ_BYTES = 2**20
 """Bytes of a read. On a local disk 64 KiB to 4 MiB are equally fast (22,000 to 27,000 samples a second and core, not
 decoded); object stores want few, large requests."""
 
+TEST_SPLITS = frozenset({"test", "val", "valid", "validation", "dev", "imagenet"})
+"""First parts of the names of shards that nobody trains on; imagenet is `prepare`'s second test set of WebVision."""
+
 PART_SUFFIX = ".part"
 """End of the names of files that are being written; after a kill they are left over."""
 
@@ -46,7 +49,8 @@ def resolve_shards(patterns: Sequence[str]) -> list[ShardFile]:
             a brace pattern (`train-{000..127}.tar`: all of them must exist), or a URL of any of these.
 
     Raises:
-        ShardError: a pattern matches nothing, a member of a brace pattern is missing, or a store cannot be reached.
+        ShardError: a pattern matches nothing, a member of a brace pattern is missing, a folder holds a training and a
+            test split, or a store cannot be reached.
     """
     found: dict[str, ShardFile] = {}
     for pattern in patterns:
@@ -103,11 +107,27 @@ def _matches(base: str, query: str) -> list[ShardFile]:
             for info in filesystem.get_file_info(pafs.FileSelector(root))
             if info.extension == "tar" and not info.base_name.startswith(".")
         ]
+        _check_one_split(fixed, [info.base_name for info in infos])
     return [
         ShardFile(prefix + info.path[len(root) :] + suffix, identity(filesystem, info), info.size)
         for info in infos
         if info.type == pafs.FileType.File
     ]
+
+
+def _check_one_split(folder: str, names: Sequence[str]) -> None:
+    """`trainref prepare` and others write `SPLIT-000000.tar` of all splits into one folder.
+
+    Raises:
+        ShardError: training shards beside those of a test set.
+    """
+    splits = {name.rpartition("-")[0] for name in names}
+    tests = sorted(splits & TEST_SPLITS)
+    if "train" in splits and tests:
+        found = ", ".join(f"{split}-*.tar" for split in ["train", *tests])
+        raise ShardError(
+            f"{folder} holds the shards of several splits ({found}): name one, e.g. {folder.rstrip('/')}/train-*.tar"
+        )
 
 
 def open_shard(url: str) -> BinaryIO:

@@ -43,6 +43,7 @@ from trainref_ray.distributed.rival_worker import (
     RivalJob,
     RivalStage,
     finetune_views,
+    is_asymmetric,
     load_piece,
     load_result,
     run_method,
@@ -64,7 +65,7 @@ from trainref_ray.results import CurationRun, load_run
 from trainref_ray.run import COMPARE_FILE, RUN_FILE, RunLock, Storage, open_run, remove_results
 from trainref_ray.training.calibrate import softmax
 
-COMPARE_VERSION = 2
+COMPARE_VERSION = 3
 """Raised when a change of the code changes a rival's result for equal settings."""
 LOOK_SECONDS = 10.0
 """Between two looks at the trainings' epochs."""
@@ -375,16 +376,18 @@ def _run_facts(run: CurationRun) -> dict[str, Any]:
     split = read_split(run)
     decisions = usable_decisions(run)
     judged = np.isin(decisions["uid"].to_numpy(), split.samples)
+    wrong, classes = float(1 - decisions["label_quality"].to_numpy()[judged].mean()), len(run.class_names)
     return {
         "samples": len(split.samples),
         "references": len(split.references),
         "held_out": len(split.held_out),
         "curating": int(run.is_curating.sum()),
         "tests": len(split.tests),
-        "classes": len(run.class_names),
+        "classes": classes,
         "image_passes": sum(report["images"] for report in training_history(run)),
-        # the expected share of wrong labels, by our own scores: DISC's published settings ask for one
-        "noise_rate": round(float(1 - decisions["label_quality"].to_numpy()[judged].mean()), 2),
+        # DISC's published settings ask for the rate at which labels were drawn from all classes, of which the share
+        # (C - 1)/C became wrong: by the share that our own scores expect
+        "noise_rate": round(wrong * classes / max(classes - 1, 1), 2),
     }
 
 
@@ -415,7 +418,10 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
             own |= {"views": finetune_views(config)}
         if name == "disc":
             images = facts["samples"] + facts["references"]
-            own |= {"plan": asdict(methods.disc_plan(images, facts["image_passes"], facts["noise_rate"]))}
+            plan = methods.disc_plan(
+                images, facts["image_passes"], facts["noise_rate"], asymmetric=is_asymmetric(config)
+            )
+            own |= {"plan": asdict(plan)}
         return content | own
     if name == methods.HARD_LABEL:
         return content | {"decisions": stages["rounds"][-1]["decisions"]}
@@ -463,7 +469,8 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
     notes = [
         f"{first['samples']:,} samples of {first['classes']} classes, {first['tests']:,} test images, {everyone:,} "
         f"references. {first['held_out']:,} of these choose the temperature and, where pretrain.keep_best is set, the "
-        "epoch of all but disc, which releases its last; no model is trained on them. Every rival has the other "
+        "epoch of the first model and of all rivals but disc, which releases its last as trainref's fine-tunings do "
+        "(but for finetune.keep_best); no model is trained on them. Every rival has the other "
         f"{first['references']:,} in its training set.",
         f"trainref compares its samples with {first['curating']:,} of the references"
         + (", held-out ones among them." if first["curating"] > first["references"] else ", none of them held out."),

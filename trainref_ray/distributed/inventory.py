@@ -154,7 +154,7 @@ def choose_references(context: Context) -> None:
     Raises:
         ReferenceSetError: a key is in no shard, a class has no reference, or there is no trusted field to draw by.
     """
-    samples = context.samples(["uid", "key"])
+    samples = context.samples(["uid", "key", "label"])
     uids = samples["uid"].to_numpy()
     keys = display_names(uids, samples["key"].to_pylist(), context.names)
     if context.inputs.reference_rows is not None:
@@ -164,7 +164,8 @@ def choose_references(context: Context) -> None:
         chosen = References(uids[rows][order], labels[order])
     else:
         chosen = drawn_references(context, context.config.reference_per_class or 1)
-    context.class_names = context.inputs.class_names or [str(label) for label in range(int(chosen.labels.max()) + 1)]
+    largest = max(chosen.labels.max(), samples["label"].to_numpy().max())
+    context.class_names = context.inputs.class_names or [str(label) for label in range(int(largest) + 1)]
     check_classes(chosen.labels, context.class_names, allow_missing=context.config.allow_missing_classes)
     context.references = chosen
     context.curating = context.curating_references()

@@ -18,7 +18,13 @@ from safetensors.numpy import save as save_safetensors
 
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.baselines import methods
-from trainref_ray.baselines.disc import DiscState, judge, load_disc_state, save_disc_state, train_disc
+from trainref_ray.baselines.disc import (
+    DiscState,
+    load_disc_state,
+    neither_clean_nor_hard,
+    save_disc_state,
+    train_disc,
+)
 from trainref_ray.baselines.features import FeatureData, out_of_fold_probabilities
 from trainref_ray.baselines.results import RivalResult, from_probabilities, from_tensors, to_tensors
 from trainref_ray.baselines.training import AUGMENTED, rival_plan, train_rival
@@ -216,8 +222,12 @@ def _judge(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult, 
     if name == methods.OURS or name in methods.RETRAINED:
         return _curated(run, split, run.rounds, model=True), _cost(run)
     if name == methods.HARD_LABEL:
-        best = _curated(run, split, run.rounds, model=False).best_class
-        return RivalResult(soft_label=np.eye(len(run.class_names), dtype=np.float32)[best]), {"seconds": None}
+        ours = _curated(run, split, run.rounds, model=False)
+        assert ours.best_class is not None
+        assert ours.soft_label is not None
+        hard = np.eye(len(run.class_names), dtype=np.float32)[ours.best_class]
+        hard[ours.soft_label.sum(axis=1) == 0] = 0  # called out of distribution: it has no label
+        return RivalResult(soft_label=hard, best_class=ours.best_class), {"seconds": None}
     if name in (methods.FIRST_ROUND, methods.TRAINED_ON):
         round_ = 1 if name == methods.FIRST_ROUND else job.config.rounds
         return _curated(run, split, round_, model=False), {"seconds": None}
@@ -324,11 +334,10 @@ def _trained(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult
     _, test_logits = _predict_shards(job, run, model, split.tests, test=True)
     bf16 = use_bf16(config.resources.bf16, job.device)
     held_out = None if validation is None else predict(model, validation[0], device=job.device, bf16=bf16)[1]
-    if opinion is None:
-        _, logits = predict(model, pixels[: len(split.samples)], device=job.device, bf16=bf16)
-        result = from_probabilities(softmax(logits), split.given, test_logits)
-    else:
-        result = judge(opinion.memory, split.given, test_logits)
+    _, logits = predict(model, pixels[: len(split.samples)], device=job.device, bf16=bf16)
+    result = from_probabilities(softmax(logits), split.given, test_logits)
+    if opinion is not None:
+        result = replace(result, flagged=neither_clean_nor_hard(opinion.memory)[: len(split.samples)])
     earlier = sum(report.seconds for report in state.history)
     now = time.perf_counter() - started
     facts = {
@@ -377,11 +386,18 @@ def finetune_views(config: Config) -> dict[str, Any]:
     return {name: getattr(config.finetune, name) for name in ("crop", "flip", "randaugment", "mixup")}
 
 
+def is_asymmetric(config: Config) -> bool:
+    """Whether the noise is known to be so, for which DISC's published settings differ: it was put in by the run."""
+    return config.noise.startswith("asym")
+
+
 def _train_disc(
     job: RivalJob, model: Classifier, pixels: np.ndarray, labels: np.ndarray, validation: Validation, scratch: Path
 ) -> Trained:
     views = {name: getattr(job.config.pretrain, name) for name in ("crop", "flip")}
-    plan = methods.disc_plan(len(pixels), job.budget, job.noise_rate, **views, **_common(job))
+    plan = methods.disc_plan(
+        len(pixels), job.budget, job.noise_rate, asymmetric=is_asymmetric(job.config), **views, **_common(job)
+    )
     folder = latest_state(job.stage, scratch)
 
     def on_epoch(report: EpochReport, state: DiscState) -> None:

@@ -105,7 +105,8 @@ def _label_metrics(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """noise_*, relabel_accuracy and ood_* where the truth is known."""
     known = arrays["truth"] != UNKNOWN
     if not known.any():
-        return {"ood_flag_rate": float(arrays["flagged_ood"].mean())}
+        others = ~arrays["is_reference"]
+        return {"ood_flag_rate": float(arrays["flagged_ood"][others].mean())} if others.any() else {}
     part = {name: values[known] for name, values in arrays.items()}
     return {
         **metrics.noise_metrics(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainref_ray.models.backbones import Classifier, predict
+from trainref_ray.training.calibrate import fit_temperature
 from trainref_ray.training.objectives import nt_xent, soft_cross_entropy
 from trainref_ray.training.state import (
     EpochReport,
@@ -318,6 +319,9 @@ def validate(
 ) -> tuple[float | None, float | None]:
     """Negative log-likelihood and accuracy on held-out references, None without any.
 
+    The likelihood is that at the temperature which fits these references (`fit_temperature`): a model speaks at its
+    temperature wherever it is used, and how sure it is before that says little of an epoch.
+
     Args:
         model: a classifier; it is moved to `device` and left in evaluation mode.
         validation: uint8 [R, S', S', 3] and int [R].
@@ -328,5 +332,6 @@ def validate(
         return None, None
     pixels, labels = validation
     _, logits = predict(model, pixels, device=device, bf16=bf16)
-    loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int64)))
+    scaled = torch.from_numpy(logits / fit_temperature(logits, labels))
+    loss = functional.cross_entropy(scaled, torch.from_numpy(labels.astype(np.int64)))
     return float(loss), float((logits.argmax(axis=1) == labels).mean())

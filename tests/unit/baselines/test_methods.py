@@ -84,4 +84,5 @@ def test_disc_has_settings_for_its_budget() -> None:
     long = methods.disc_plan(1000, 760_000, 0.4)
     assert (long.epochs, long.warmup_epochs, long.schedule, long.decay_at) == (200, 20, "steps", (80, 160))
     assert methods.disc_plan(1000, 760_000, 0.7).optimizer == "adam"
+    assert methods.disc_plan(1000, 760_000, 0.4, asymmetric=True).threshold_momentum == 0.95
     assert [methods.disc_plan(1000, 36_000, rate).hard_weight for rate in (0.59, 0.6)] == [1.0, 0.2]

@@ -47,6 +47,18 @@ def test_every_kind_of_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert relative.etag == f"10240-{(tmp_path / 'one' / 'train-00000.tar').stat().st_mtime_ns}"
 
 
+def test_a_folder_of_several_splits_is_not_taken_as_one(tmp_path: Path) -> None:
+    write(tmp_path)
+    write(tmp_path, "extra-%05d.tar", samples=1)
+    assert len(found(str(tmp_path))) == 4
+    write(tmp_path, "test-%05d.tar", samples=1)
+    write(tmp_path, "val-%05d.tar", samples=1)
+    with pytest.raises(ShardError, match=r"several splits \(train-\*\.tar, test-\*\.tar, val-\*\.tar\): name one"):
+        found(f"{tmp_path}/")
+    assert len(found(f"{tmp_path}/train-*.tar")) == 3
+    assert len(found(f"{tmp_path}/*.tar")) == 6, "a glob says what it wants"
+
+
 def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(ShardError, match=r"no shard matches .*val-\*\.tar"):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, predict
+from trainref_ray.training.calibrate import fit_temperature
 from trainref_ray.training.loop import (
     ArrayBatches,
     Batch,
@@ -208,12 +209,13 @@ def test_without_keep_best_or_validation_the_last_state_is_released() -> None:
         assert_same(state.final(), state.model)
 
 
-def test_validation_loss_is_the_mean_negative_log_likelihood() -> None:
+def test_validation_loss_is_the_mean_negative_log_likelihood_at_the_temperature_that_fits() -> None:
     pixels, labels = data(9, seed=2)
     trained = model()
     state = train(trained, batches(), replace(PLAN, epochs=1), validation=(pixels, labels))
     _, logits = predict(trained, pixels)
-    shifted = logits - logits.max(1, keepdims=True)
+    scaled = logits / fit_temperature(logits, labels)
+    shifted = scaled - scaled.max(1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     assert state.history[0].validation_loss == pytest.approx(-log_p[np.arange(9), labels].mean(), abs=1e-5)
 
