@@ -55,6 +55,13 @@ class Dimension:
     values: tuple[Any, ...]
     whole: bool
 
+    def allows(self, value: Any) -> bool:
+        """Whether the value is one of these, or between the two."""
+        if self.kind in ("grid", "choice"):
+            return value in self.values
+        low, high = self.values
+        return bool(low <= value <= high)
+
     def draw(self, random: np.random.Generator) -> Any:
         """A value at random."""
         if self.kind in ("grid", "choice"):

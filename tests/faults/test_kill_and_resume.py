@@ -19,6 +19,9 @@ from conftest import TINY
 from processes import NOTHING_NEW, start, stop_at
 
 from trainref_ray import curate, load_run, make_config
+from trainref_ray.distributed import trainer
+from trainref_ray.distributed.states import epochs_written
+from trainref_ray.distributed.trainer import TrainJob
 from trainref_ray.results import CurationRun
 
 pytestmark = pytest.mark.ray
@@ -196,6 +199,24 @@ def test_a_killed_training_worker_is_replaced_and_goes_on(local_ray: None, tmp_p
         process.kill()
         process.wait(timeout=30)
     psutil.wait_procs([other], timeout=30)
+
+
+def test_an_interrupt_ends_the_training_in_a_ray_that_goes_on(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook that has started Ray itself: a training that went on would hold CPUs and write states."""
+
+    def interrupted(training: TrainJob, *_: Any) -> int:
+        while not epochs_written(training.stage):
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_follow", interrupted)
+    many = {"out": str(tmp_path / "run"), "pretrain": {"epochs": MANY_EPOCHS}}
+    with pytest.raises(KeyboardInterrupt):
+        curate(make_config(TINY, many))
+    _, left = psutil.wait_procs(training_workers(), timeout=30)
+    assert not left
 
 
 def training_workers() -> list[psutil.Process]:

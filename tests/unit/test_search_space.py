@@ -128,3 +128,10 @@ def test_conditions_are_no_choice() -> None:
     point = {"noise": "sym:0.2", "seed": 1, "vote.k": 5, "augment.delta": 0.123456}
     assert choice_of(point) == {"vote.k": 5, "augment.delta": 0.123456}
     assert title(point) == "noise=sym:0.2, seed=1, vote.k=5, augment.delta=0.1235"
+
+
+def test_what_a_dimension_allows() -> None:
+    listed = Dimension("vote.k", "grid", (5, 10), True)
+    ranged = Dimension("augment.delta", "uniform", (0.6, 0.9), False)
+    assert [listed.allows(value) for value in (5, 7, "5")] == [True, False, False]
+    assert [ranged.allows(value) for value in (0.6, 0.75, 0.9, 0.95)] == [True, True, True, False]

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,6 +31,7 @@ from trainref_ray.training.state import (
     TrainState,
     load_state,
     next_state,
+    read_tensors,
     restore_optimizer,
     save_state,
 )
@@ -213,7 +214,7 @@ def load_disc_state(folder: str | Path) -> DiscState:
     """
     training = load_state(folder)
     path = Path(folder) / _memory_name(training.epoch)
-    content = load_file(path)
+    content = read_tensors(path)
     wanted = {part.name for part in fields(Memory)}
     if content.keys() != wanted:
         raise ValueError(f"{path} holds {sorted(content)}, not {sorted(wanted)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def write_state(stage: Stage, epochs: int, save: Callable[[Path], None], scratch
     local = scratch / name
     save(local)
     stage.storage.upload(local, stage.path(f"states/{name}"))
+    shutil.rmtree(local)  # a state of a large model takes hundreds of MB, and there are as many as epochs
     stage.storage.write_json(stage.path(MARKER), {"state": name, "epochs": epochs})
     for old in stage.storage.names(stage.path("states")):
         if old.startswith("epoch-") and old != name:

@@ -215,7 +215,7 @@ def _check_points(
     idle = [dimension.name for dimension in space if dimension.name.split(".")[0] in of_models]
     if idle and not settings.finetune:
         raise ConfigError(f"{settings.space}: {idle[0]} changes nothing without a model; add --finetune")
-    if settings.scheduler == "asha" and (not settings.finetune or config.rounds < 2):
+    if settings.scheduler == "asha" and (not settings.finetune or most_rounds(config, space) < 2):
         raise ConfigError(
             "--scheduler asha compares trials after each round; it needs --finetune and --rounds 2 or more"
         )
@@ -226,6 +226,13 @@ def _check_points(
             check_settings(make_config(config.model_dump(), nested(point)))
         except ConfigError as error:
             raise ConfigError(f"{settings.space}: {error}") from None
+
+
+def most_rounds(config: Config, space: tuple[Dimension, ...]) -> int:
+    """Rounds of the longest trial."""
+    return max(
+        [value for dimension in space if dimension.name == "rounds" for value in dimension.values] or [config.rounds]
+    )
 
 
 def trials_at_once(settings: SweepSettings, cluster: Cluster) -> int:
@@ -272,7 +279,13 @@ def _known_results(plan: SweepPlan) -> list[TrialResult]:
         if result is None or result.status != "complete" or set(result.point) != names:
             continue
         result.point = _as_in_space(result.point)
-        if plan.trial(result.point).name == result.name:
+        if not all(dimension.allows(result.point[dimension.name]) for dimension in plan.space):
+            continue
+        try:
+            trial = plan.trial(result.point)
+        except (ConfigError, OSError):  # with what is set now there can be no such trial; weights that are gone
+            continue
+        if trial.name == result.name:
             found.append(result)
     return found
 
@@ -302,7 +315,7 @@ def _tune(
     scheduler = None
     if plan.settings.scheduler == "asha":
         scheduler = tune.schedulers.ASHAScheduler(
-            time_attr="round", max_t=plan.config.rounds, grace_period=1, reduction_factor=2
+            time_attr="round", max_t=most_rounds(plan.config, plan.space), grace_period=1, reduction_factor=2
         )
     filesystem, folder = plan.storage.resolved(SCRATCH)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns of files that it was told not to write
@@ -447,8 +460,10 @@ class _Follower(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         mine = self._plan.trial(_point(trial.config))
         reason = str(trial.get_error() or "its process was lost").strip().splitlines()[-1]
-        result = TrialResult(mine.name, mine.point, status="failed", error=reason)
-        result.write(mine.home(self._plan.storage))
+        result = TrialResult.read(mine.home(self._plan.storage))
+        if result is None or result.status != "complete":  # else only what followed it in Tune went wrong
+            result = TrialResult(mine.name, mine.point, status="failed", error=reason)
+            result.write(mine.home(self._plan.storage))
         self._finished(mine, result)
 
     def _finished(self, trial: Trial, result: TrialResult) -> None:

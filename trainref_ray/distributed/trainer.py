@@ -12,8 +12,10 @@ that is started again after its driver was killed, and a worker group that Ray s
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -152,8 +154,13 @@ def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:
         progress.resume(seen, seen * job.rows)
     attempts = MAX_FAILURES + 1 if job.workers == 1 else 1  # a group replaces its own workers
     while True:
-        running = _start_alone(job) if job.workers == 1 else _start_group(job, home)
-        seen = _follow(job, running, progress, seen)
+        running, stop = _start_alone(job) if job.workers == 1 else (_start_group(job, home), None)
+        try:
+            seen = _follow(job, running, progress, seen)
+        except BaseException:  # interrupted, perhaps in a Ray that was there before and goes on
+            if stop is not None:
+                stop()
+            raise
         error, attempts = running.exception(), attempts - 1
         if error is None:
             return
@@ -161,8 +168,9 @@ def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:
             raise _explain(job, error) from error
 
 
-def _start_alone(job: TrainJob) -> Future[None]:
-    """In a task, whose process ends with it: a training sets the number of threads for good."""
+def _start_alone(job: TrainJob) -> tuple[Future[None], Callable[[], None]]:
+    """In a task, whose process ends with it: a training sets the number of threads for good. Also gives what ends it
+    before its time."""
     resources = worker_resources(job.cluster)
     task = ray.remote(max_calls=1)(_run_locally).options(
         num_cpus=resources.get("CPU", 0),
@@ -171,8 +179,8 @@ def _start_alone(job: TrainJob) -> Future[None]:
         max_retries=0,  # Ray would start one that ran out of memory again without end
         scheduling_strategy="DEFAULT",  # not in a trial's own reservation
     )
-    running: Future[None] = task.remote(job).future()
-    return running
+    reference = task.remote(job)
+    return reference.future(), partial(ray.cancel, reference, force=True)
 
 
 def _run_locally(job: TrainJob) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 DESCRIPTION = "state.json"
@@ -96,12 +96,18 @@ def load_state(folder: str | Path) -> TrainState:
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not describe a training state: {error!r}") from error
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "best": {}}
-    for key, value in load_file(Path(folder) / name).items():
+    for key, value in read_tensors(Path(folder) / name).items():
         part, _, tensor = key.partition("/")
         if part not in parts:
             raise ValueError(f"{Path(folder) / name} holds an unknown tensor {key!r}")
         parts[part][tensor] = value
     return TrainState(epoch, parts["model"], parts["optimizer"], parts["best"] if has_best else None, history)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, in memory. They are not mapped: whoever goes on from a state removes its file
+    after the next epoch, and on a network file system the folder of a mapped file cannot be removed."""
+    return load(path.read_bytes())
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

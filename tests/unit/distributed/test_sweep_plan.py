@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from trainref_ray.config import SweepSettings, make_config
 from trainref_ray.distributed.context import Inputs
 from trainref_ray.distributed.datasource import ShardRead
 from trainref_ray.distributed.session import Cluster
-from trainref_ray.distributed.sweep import SweepPlan, best_preset
+from trainref_ray.distributed.sweep import SweepPlan, _known_results, best_preset, most_rounds
+from trainref_ray.distributed.sweep_log import SweepLog
+from trainref_ray.errors import TrackingError
+from trainref_ray.progress import Reporter
 from trainref_ray.run import Storage
 from trainref_ray.schemas import INVENTORY
 from trainref_ray.search_space import Dimension
+from trainref_ray.tracking import Tracker
+from trainref_ray.trials import TrialResult
 
 SHARD = ShardRead(0, "0.tar", "one", 100)
 SPACE = (Dimension("vote.k", "grid", (5, 10), True), Dimension("noise", "grid", ("none", "sym:0.2"), False))
@@ -93,3 +101,42 @@ def test_the_preset_of_the_best_has_what_differs_from_the_defaults_but_no_condit
     )
     best = best_preset(config, {"vote.k": 7}, ["vote.k", "noise"])
     assert best == {"data": ["a"], "reference_per_class": 3, "vote": {"k": 7, "temperature": 0.7}}
+
+
+def test_asha_counts_the_rounds_of_the_longest_trial() -> None:
+    config = make_config({"rounds": 2})
+    assert most_rounds(config, (Dimension("vote.k", "grid", (5, 10), True),)) == 2
+    assert most_rounds(config, (Dimension("rounds", "grid", (1, 3), True),)) == 3
+
+
+def test_results_outside_the_space_or_of_settings_that_are_not_allowed_now_are_not_counted(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"1")
+    space = (Dimension("model.weights", "grid", ("none", str(weights)), False),)
+    before = replace(plan(), space=space, storage=Storage(str(tmp_path / "sweep")))
+    for value in space[0].values:
+        trial = before.trial({"model.weights": value})
+        TrialResult(trial.name, trial.point, status="complete").write(trial.home(before.storage))
+    assert len(_known_results(before)) == 2
+    narrower = replace(before, space=(replace(space[0], values=("none",)),))
+    assert [result.point for result in _known_results(narrower)] == [{"model.weights": "none"}]
+    weights.unlink()
+    assert [result.point for result in _known_results(before)] == [{"model.weights": "none"}]
+
+
+def test_an_error_of_mlflow_is_told_once_and_no_trial_hangs_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any, **__: Any) -> Tracker:
+        raise OSError("no connection")
+
+    monkeypatch.setattr("trainref_ray.distributed.sweep_log.Tracker", gone)
+    console = Console(record=True, file=io.StringIO(), width=200)
+    parent = cast(Tracker, SimpleNamespace(uri="sqlite:///x.db", run_id="0"))
+    log = SweepLog(parent, "trainref", Storage(str(tmp_path)), Reporter(console))
+    trial = plan().trial(POINT)
+    log.start(trial)
+    log.trial(TrialResult(trial.name, trial.point, status="complete"), trial)
+    with pytest.raises(TrackingError, match="no connection"):
+        log.end("FINISHED")
+    assert console.export_text().count("MLflow cannot be used any more: no connection") == 1
