@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 UV = $$(command -v uv || echo .uv/bin/uv)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-slow test-multinode check format lock clean
+.PHONY: setup demo test test-slow test-multinode benchmarks check format lock clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,10 @@ test-slow: setup
 # Three nodes on one machine, on S3: minutes that go into starting processes.
 test-multinode: setup
 	$(BIN)/python -m pytest -m multinode
+
+# cleanlab, a rival in the comparison, which nothing else needs.
+benchmarks: setup
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --constraint requirements.lock --editable '.[benchmarks]'
 
 check: setup
 	$(BIN)/ruff check trainref_ray jobs tests benchmarks

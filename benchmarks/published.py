@@ -2,7 +2,8 @@
 
     python benchmarks/published.py --data DIR --work FOLDER --out FOLDER --settings cifar100:sym:0.8 --minutes 9
 
-Needs torch alone, no Ray and no FAISS. DIR has the folders `cifar10` and `cifar100` with `train*.npz` and `test*.npz`
+Needs torch, Pillow, pyarrow and safetensors, neither Ray nor FAISS.
+DIR has the folders `cifar10` and `cifar100` with `train*.npz` and `test*.npz`
 (`cifar.read_images`). Start the same command again to go on: every finished training and curation in --work is kept,
 an unfinished training goes on from its last save. Writes published.json and published.md to --out after each setting.
 Human labels: `--settings cifar10:human:FILE.npz:NAME`, in the official order of the images.

@@ -283,7 +283,7 @@ def parse_compare(arguments: Sequence[str], *, default_preset: str | None) -> tu
     config = parse_curate(rest, default_preset=default_preset, prog="compare")
     if named is None and not cleanlab_installed():
         print(
-            f"cleanlab is not installed: no {', '.join(CLEANLAB)}; pip install 'trainref-ray[benchmarks]'",
+            f"cleanlab is not installed: no {', '.join(CLEANLAB)}; install 2.9 (in a checkout: make benchmarks)",
             file=sys.stderr,
         )
     return config, Request(tuple(methods), tuple(dict.fromkeys(map(int, seeds))), human_field)

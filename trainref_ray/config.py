@@ -294,7 +294,7 @@ class Config(Settings):
     limit: int | None = Field(None, ge=1)
     """Use the first so many samples alone."""
     backbone: str = "cnn_small"
-    """cnn_small, resnet18, resnet50 or any torchvision classification model."""
+    """cnn_small, resnet18, resnet50 or any torchvision classification model that ends in a linear layer."""
     image_size: int = Field(32, ge=8, le=1024)
     """Side of the images given to the backbone, pixels."""
     label_field: str = "label"

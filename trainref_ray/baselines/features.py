@@ -219,5 +219,5 @@ def _require_cleanlab() -> None:
         import cleanlab  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "this rival is cleanlab's, which is not installed; pip install 'trainref-ray[benchmarks]'"
+            "this rival is cleanlab's, which is not installed; install cleanlab 2.9 (in a checkout: make benchmarks)"
         ) from error

@@ -84,7 +84,7 @@ def choose_methods(named: Sequence[str] | None) -> list[str]:
     missing = [name for name in named if name in CLEANLAB and not installed]
     if missing:
         raise ConfigError(
-            f"{missing[0]} needs cleanlab, which is not installed; pip install 'trainref-ray[benchmarks]'"
+            f"{missing[0]} needs cleanlab, which is not installed; install version 2.9 (in a checkout: make benchmarks)"
         )
     return [name for name in METHODS if name in named or name == OURS]
 

@@ -169,7 +169,7 @@ def transition(mass: np.ndarray) -> np.ndarray:
     Dirichlet-multinomial): if the classes' wrong labels differ no more than counts of this size do by chance, all the
     way; with clear confusions, such as people's, hardly at all. Measured in round 2: CIFAR-10 with human labels, 3,000
     images a class: no figure changes by 0.001. CIFAR-100 with 40 % symmetric noise, 206 images a class: noise_auroc
-    0.931 to 0.951, noise_f1 0.815 to 0.853, relabel_accuracy 0.706 to 0.729 (benchmarks/weights.py).
+    0.934 to 0.950, noise_f1 0.822 to 0.849, relabel_accuracy 0.708 to 0.730 (benchmarks/weights.py).
 
     Args:
         mass: float [C, C], `class_label_mass` of all samples.
