@@ -37,10 +37,11 @@ from trainref_ray.data.reference import draw_references
 from trainref_ray.data.sources.cifar import confusion_of
 from trainref_ray.errors import TrainRefError
 from trainref_ray.evaluate import metrics
+from trainref_ray.method.draw import draw_samples
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_model, predict, save_model
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.retrieval.exact import build_exact_search
-from trainref_ray.training.calibrate import draw_samples, fit_held_out, softmax
+from trainref_ray.training.calibrate import fit_held_out, softmax
 from trainref_ray.training.loop import (
     ArrayBatches,
     EpochReport,

@@ -46,7 +46,7 @@ def test_an_unknown_method_is_refused_with_the_allowed_ones() -> None:
 
 def test_cleanlab_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "cleanlab_installed", lambda: False)
-    with pytest.raises(ConfigError, match=r"trainref-ray\[benchmarks\]"):
+    with pytest.raises(ConfigError, match=r"make benchmarks"):
         methods.choose_methods(["cleanlab_ood_features"])
 
 
