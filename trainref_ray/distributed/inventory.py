@@ -164,8 +164,7 @@ def choose_references(context: Context) -> None:
         chosen = References(uids[rows][order], labels[order])
     else:
         chosen = drawn_references(context, context.config.reference_per_class or 1)
-    largest = max(chosen.labels.max(), samples["label"].to_numpy().max())
-    context.class_names = context.inputs.class_names or [str(label) for label in range(int(largest) + 1)]
+    context.class_names = _class_names(context, chosen.labels, samples)
     check_classes(chosen.labels, context.class_names, allow_missing=context.config.allow_missing_classes)
     context.references = chosen
     context.curating = context.curating_references()
@@ -175,17 +174,43 @@ def choose_references(context: Context) -> None:
     context.home.write_bytes("references.csv", listed.encode())
 
 
+def _class_names(context: Context, trusted: np.ndarray, samples: pa.Table) -> list[str]:
+    """The names there are, else the numbers 0 to the largest label that is trusted or given.
+
+    Args:
+        context: whose inputs may name the classes.
+        trusted: int64, trusted labels.
+        samples: with the columns key and label.
+
+    Raises:
+        ReferenceSetError: nothing names the classes, and a label is not below the number of samples: most classes would
+            have none, and a label such as 1,000,000,000 is a mistake.
+    """
+    if context.inputs.class_names:
+        return context.inputs.class_names
+    given = samples["label"].to_numpy()
+    largest = int(max(trusted.max(), given.max()))
+    if largest >= len(given):
+        where = (
+            f"sample {samples['key'][int(given.argmax())].as_py()!r}" if given.max() == largest else "a trusted sample"
+        )
+        raise ReferenceSetError(
+            f"{where} has the label {largest:,} and there are {len(given):,} samples; allowed: labels below that, or "
+            "class names, in classes.json beside the shards or by --classes"
+        )
+    return [str(label) for label in range(largest + 1)]
+
+
 def drawn_references(context: Context, per_class: int) -> References:
     """So many samples of each class by the trusted field; fewer a class are a part of more.
 
     Raises:
-        ReferenceSetError: there is no trusted field.
+        ReferenceSetError: there is no trusted field, or a label is no class.
     """
-    samples = context.samples(["uid", "label"])
+    samples = context.samples(["uid", "key", "label"])
     uids = samples["uid"].to_numpy()
     trusted = _trusted_field(context, uids)
-    names = context.inputs.class_names
-    classes = len(names) if names else int(max(trusted.max(), samples["label"].to_numpy().max())) + 1
+    classes = len(_class_names(context, trusted, samples))
     rows = np.sort(draw_references(uids, trusted, per_class=per_class, classes=classes, seed=context.config.seed))
     return References(uids[rows], trusted[rows])
 

@@ -78,7 +78,7 @@ class RivalJob:
         config: its settings.
         pieces: stages of the pieces, by name.
         budget: forward-backward passes of a training.
-        noise_rate: expected share of wrong labels.
+        noise_rate: at which labels are expected to have been drawn from all classes, see `disc_plan`.
         human_field: field with people's votes, or None.
         device: of models.
         threads: to compute with.

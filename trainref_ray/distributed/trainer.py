@@ -14,6 +14,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,8 @@ def run_training(job: TrainJob, home: Storage, progress: StageProgress) -> None:
             seen = _follow(job, running, progress, seen)
         except BaseException:  # interrupted, perhaps in a Ray that was there before and goes on
             if stop is not None:
-                stop()
+                with suppress(Exception):  # the interrupt may have ended Ray as well
+                    stop()
             raise
         error, attempts = running.exception(), attempts - 1
         if error is None:
