@@ -113,7 +113,9 @@ def test_a_run_is_refused_in_one_line_before_any_stage(
 ) -> None:
     """A model that cannot be built for the images is known before the inventory."""
     out = tmp_path / "run"
-    config = make_config(TINY, {"data": [str(digits)], "backbone": "vit_b_16", "image_size": 100, "out": str(out)})
+    config = make_config(
+        TINY, {"data": [f"{digits}/train-*.tar"], "backbone": "vit_b_16", "image_size": 100, "out": str(out)}
+    )
     with pytest.raises(ResourceError, match=r"model: needed vit_b_16, there .*100") as caught:
         job.curate(config)
     assert "\n" not in str(caught.value)

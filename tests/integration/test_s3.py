@@ -17,7 +17,7 @@ from s3_server import BUCKET
 from trainref_ray import run as run_module
 from trainref_ray.data.prepare import prepare_digits
 from trainref_ray.data.reference import read_reference_csv
-from trainref_ray.data.shards import check_end, count_samples, open_shard, resolve_shards
+from trainref_ray.data.shards import check_end, count_samples, open_shard, resolve_shards, resolve_split
 from trainref_ray.errors import ResumeError, ShardError
 from trainref_ray.run import RunLock, Stage, Storage, open_run, remove_results
 from trainref_ray.stores import _open_store, locate
@@ -62,6 +62,8 @@ def test_every_kind_of_pattern(s3: str, shards: str) -> None:
     assert resolve_shards([f"{shards}/train-{{00000..00003}}.tar"]) == train
     assert resolve_shards([f"{s3}/*/d*/train-0000[12].tar"]) == train[1:3]
     assert resolve_shards([f"{shards}/", f"{shards}/train-00000.tar"]) == files
+    with pytest.raises(ShardError, match="several splits"):
+        resolve_split([shards])
     assert [check_end(file.url, file.bytes) for file in files] == [None] * 5
     assert count_samples(train[0].url) == 400
     assert count_samples(train[0].url, stop_after=7) == 7

@@ -49,17 +49,39 @@ def resolve_shards(patterns: Sequence[str]) -> list[ShardFile]:
             a brace pattern (`train-{000..127}.tar`: all of them must exist), or a URL of any of these.
 
     Raises:
-        ShardError: a pattern matches nothing, a member of a brace pattern is missing, a folder holds a training and a
-            test split, or a store cannot be reached.
+        ShardError: a pattern matches nothing, a member of a brace pattern is missing, or a store cannot be reached.
+    """
+    found = {file.url: file for pattern in patterns for file in _listed(pattern)}
+    return [found[url] for url in sorted(found)]
+
+
+def resolve_split(patterns: Sequence[str]) -> list[ShardFile]:
+    """As `resolve_shards`, for what is trained or tested on: of each pattern the shards of one split.
+
+    `trainref prepare` and others write `SPLIT-000000.tar` of all splits into one folder.
+
+    Raises:
+        ShardError: as there; or a pattern, such as a folder, matches training shards and those of a test set that it
+            does not name.
     """
     found: dict[str, ShardFile] = {}
     for pattern in patterns:
-        try:
-            files = _resolve(pattern)
-        except (OSError, pa.ArrowException) as error:
-            raise ShardError(f"shards {pattern!r} cannot be listed: {error}") from None
+        files = resolve_shards([pattern])
+        splits = {shard_name(file.url).rpartition("-")[0] for file in files}
+        named = shard_name(pattern) if ".tar" in pattern else ""  # else it is a folder, whatever that is called
+        tests = sorted(split for split in splits & TEST_SPLITS if split not in named)
+        if "train" in splits and tests:
+            matched = ", ".join(f"{split}-*.tar" for split in ["train", *tests])
+            raise ShardError(f"shards {pattern!r} are of several splits ({matched}); name one, e.g. DIR/train-*.tar")
         found.update((file.url, file) for file in files)
     return [found[url] for url in sorted(found)]
+
+
+def _listed(pattern: str) -> list[ShardFile]:
+    try:
+        return _resolve(pattern)
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"shards {pattern!r} cannot be listed: {error}") from None
 
 
 def _resolve(pattern: str) -> list[ShardFile]:
@@ -107,27 +129,11 @@ def _matches(base: str, query: str) -> list[ShardFile]:
             for info in filesystem.get_file_info(pafs.FileSelector(root))
             if info.extension == "tar" and not info.base_name.startswith(".")
         ]
-        _check_one_split(fixed, [info.base_name for info in infos])
     return [
         ShardFile(prefix + info.path[len(root) :] + suffix, identity(filesystem, info), info.size)
         for info in infos
         if info.type == pafs.FileType.File
     ]
-
-
-def _check_one_split(folder: str, names: Sequence[str]) -> None:
-    """`trainref prepare` and others write `SPLIT-000000.tar` of all splits into one folder.
-
-    Raises:
-        ShardError: training shards beside those of a test set.
-    """
-    splits = {name.rpartition("-")[0] for name in names}
-    tests = sorted(splits & TEST_SPLITS)
-    if "train" in splits and tests:
-        found = ", ".join(f"{split}-*.tar" for split in ["train", *tests])
-        raise ShardError(
-            f"{folder} holds the shards of several splits ({found}): name one, e.g. {folder.rstrip('/')}/train-*.tar"
-        )
 
 
 def open_shard(url: str) -> BinaryIO:

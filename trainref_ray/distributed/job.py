@@ -20,7 +20,7 @@ from trainref_ray.config import Config
 from trainref_ray.data.noise import parse_noise
 from trainref_ray.data.prepare import prepare_digits
 from trainref_ray.data.reference import check_classes, match_keys, read_reference_csv
-from trainref_ray.data.shards import ShardFile, check_end, resolve_shards, sample_keys, shard_name
+from trainref_ray.data.shards import ShardFile, check_end, resolve_split, sample_keys, shard_name
 from trainref_ray.data.sources.cifar import confusion_by_names
 from trainref_ray.distributed.context import Context, Inputs
 from trainref_ray.distributed.curation import RoundStages
@@ -280,12 +280,13 @@ def find_inputs(config: Config, storage: Storage) -> Inputs:
         storage: a run folder, of which the numbers that shards have there are read, and nothing is written.
 
     Raises:
-        ShardError: no shard matches, a shard is cut off, a shard is both training and test data.
+        ShardError: no shard matches, a shard is cut off, a shard is both training and test data, or a folder of both
+            was given.
         ReferenceSetError: the reference file is wrong.
         ConfigError: the file of class names is.
     """
-    train = resolve_shards(config.data)
-    test = resolve_shards(config.test_data) if config.test_data else []
+    train = resolve_split(config.data)
+    test = resolve_split(config.test_data)
     both = {file.url for file in train} & {file.url for file in test}
     if both:
         raise ShardError(f"{min(both)} is in --data and in --test-data; figures on it would mean nothing")

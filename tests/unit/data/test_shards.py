@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainref_ray.data import shards
-from trainref_ray.data.shards import ShardWriter, check_end, count_samples, open_shard, resolve_shards
+from trainref_ray.data.shards import ShardWriter, check_end, count_samples, open_shard, resolve_shards, resolve_split
 from trainref_ray.data.tar_reader import iter_raw_samples
 from trainref_ray.errors import ShardError
 
@@ -47,16 +47,19 @@ def test_every_kind_of_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert relative.etag == f"10240-{(tmp_path / 'one' / 'train-00000.tar').stat().st_mtime_ns}"
 
 
-def test_a_folder_of_several_splits_is_not_taken_as_one(tmp_path: Path) -> None:
+def test_training_and_test_shards_are_not_taken_as_one_split(tmp_path: Path) -> None:
     write(tmp_path)
     write(tmp_path, "extra-%05d.tar", samples=1)
-    assert len(found(str(tmp_path))) == 4
+    assert len(resolve_split([str(tmp_path)])) == 4
     write(tmp_path, "test-%05d.tar", samples=1)
     write(tmp_path, "val-%05d.tar", samples=1)
-    with pytest.raises(ShardError, match=r"several splits \(train-\*\.tar, test-\*\.tar, val-\*\.tar\): name one"):
-        found(f"{tmp_path}/")
-    assert len(found(f"{tmp_path}/train-*.tar")) == 3
-    assert len(found(f"{tmp_path}/*.tar")) == 6, "a glob says what it wants"
+    assert len(found(str(tmp_path))) == 6, "whoever lists a folder gets all of it"
+    for pattern in (f"{tmp_path}/", f"{tmp_path}/*.tar"):
+        with pytest.raises(ShardError, match=r"several splits \(train-\*\.tar, test-\*\.tar, val-\*\.tar\); name one"):
+            resolve_split([pattern])
+    assert len(resolve_split([f"{tmp_path}/train-*.tar"])) == 3
+    assert len(resolve_split([f"{tmp_path}/train-*.tar", f"{tmp_path}/val-*.tar"])) == 4
+    assert len(resolve_split([f"{tmp_path}/{{train,val}}-*.tar"])) == 4, "what is named is wanted"
 
 
 def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
