@@ -410,7 +410,7 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
     if name in methods.TRAINED:
         own = {
             **{key: settings[key] for key in ("backbone", "pretrain")},
-            "cifar_stem": config.model.cifar_stem,
+            "model": {key: settings["model"][key] for key in ("cifar_stem", "mirror")},
             "weights": weights_digest(config),
             "image_passes": facts["image_passes"],
         }

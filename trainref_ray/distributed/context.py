@@ -18,7 +18,7 @@ from trainref_ray.data.reference import curate_with, hold_out
 from trainref_ray.data.samples import SampleFormat, sample_format
 from trainref_ray.distributed.datasource import ReadPlan, ShardDatasource, ShardRead, pixels_of
 from trainref_ray.distributed.session import Cluster
-from trainref_ray.models.backbones import weights_path
+from trainref_ray.models.backbones import ModelSpec, weights_path
 from trainref_ray.progress import Reporter
 from trainref_ray.run import Stage, Storage, claimed
 from trainref_ray.schemas import OK, SHARD_BITS
@@ -63,6 +63,14 @@ def weights_digest(config: Config) -> str:
     """The weights to start from: the digest of their file, as its path does not say what is in it, else their kind."""
     path = weights_path(config.model.weights)
     return config.model.weights if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def model_spec(config: Config, classes: int) -> ModelSpec:
+    """What the settings say of a model of so many classes, 0 = without a head."""
+    settings = config.model
+    return ModelSpec(
+        config.backbone, classes, config.image_size, settings.cifar_stem, settings.weights, mirror=settings.mirror
+    )
 
 
 NO_REFERENCES = References(np.zeros(0, np.int64), np.zeros(0, np.int64))

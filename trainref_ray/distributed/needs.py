@@ -13,9 +13,9 @@ from typing import Final, Literal
 
 from trainref_ray.config import Config, PretrainSettings, TrainSettings
 from trainref_ray.data.images import stored_size
+from trainref_ray.distributed.context import model_spec
 from trainref_ray.distributed.datasource import BLOCK_ROWS
 from trainref_ray.distributed.session import Cluster
-from trainref_ray.models.backbones import ModelSpec
 from trainref_ray.models.memory import ModelMemory, prediction_memory, training_memory
 
 OK: Final = "ok"
@@ -114,7 +114,7 @@ def estimate_models(config: Config, classes: int, *, bf16: bool) -> Models:
     Raises:
         ValueError: the backbone cannot be built for this image size.
     """
-    spec = ModelSpec(config.backbone, classes, config.image_size, config.model.cifar_stem, config.model.weights)
+    spec = model_spec(config, classes)
     trainings: list[TrainSettings] = [config.pretrain]
     if config.finetune_model:
         trainings.append(config.finetune)

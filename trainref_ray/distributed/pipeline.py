@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainref_ray.config import FinetuneSettings, PretrainSettings, TrainSettings
-from trainref_ray.distributed.context import NO_REFERENCES, Context, weights_digest
+from trainref_ray.distributed.context import NO_REFERENCES, Context, model_spec, weights_digest
 from trainref_ray.distributed.curation import RoundStages
 from trainref_ray.distributed.datasource import ReadPlan
 from trainref_ray.distributed.embedding import Output, apply_model
@@ -19,7 +19,6 @@ from trainref_ray.distributed.rounds import curate_round, round_stages
 from trainref_ray.distributed.stages import gather_rows
 from trainref_ray.distributed.trainer import HeldOut, TrainJob, run_training, save_held_out, write_weights
 from trainref_ray.method.draw import draw_samples
-from trainref_ray.models.backbones import ModelSpec
 from trainref_ray.results import HELD_OUT, HELD_OUT_SAMPLES
 from trainref_ray.run import Stage
 from trainref_ray.schemas import dense_soft_labels
@@ -123,14 +122,10 @@ class Pipeline:
 
         def compute() -> None:
             with context.reporter.stage(stage.name, stage.round, shards=1, reused=0, items=0) as progress:
-                write_weights(stage, self._spec(classes=0))
+                write_weights(stage, model_spec(context.config, 0))
                 progress.advance(0, shards=1)
 
         context.once(stage, stage.is_done, 1, compute)
-
-    def _spec(self, *, classes: int) -> ModelSpec:
-        config = self.context.config
-        return ModelSpec(config.backbone, classes, config.image_size, config.model.cifar_stem, config.model.weights)
 
     def _finetune(self, round_: int) -> None:
         context, settings = self.context, self.context.config.finetune
@@ -171,7 +166,7 @@ class Pipeline:
             plan=plan,
             labels=dict(zip(references.uids.tolist(), references.labels.tolist(), strict=True)),
             held_out=frozenset([*held_out.uids.tolist(), *drawn.tolist()]),
-            spec=self._spec(classes=context.classes if reads_labels else 0),
+            spec=model_spec(context.config, context.classes if reads_labels else 0),
             start=start,
             settings=settings,
             seed=config.seed,

@@ -29,6 +29,7 @@ from trainref_ray.baselines.features import FeatureData, out_of_fold_probabiliti
 from trainref_ray.baselines.results import RivalResult, from_probabilities, from_tensors, to_tensors
 from trainref_ray.baselines.training import AUGMENTED, rival_plan, train_rival
 from trainref_ray.config import Config, TrainSettings, make_config
+from trainref_ray.distributed.context import model_spec
 from trainref_ray.distributed.embedding import CPU_BATCH
 from trainref_ray.distributed.rival_data import (
     Split,
@@ -43,7 +44,7 @@ from trainref_ray.distributed.rival_data import (
 )
 from trainref_ray.distributed.states import latest_state, write_state
 from trainref_ray.errors import ConfigError
-from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_model, predict
+from trainref_ray.models.backbones import Classifier, build, load_model, predict
 from trainref_ray.models.precision import use_bf16
 from trainref_ray.report.scores import METRICS, Truth, score
 from trainref_ray.report.summary import usable_decisions
@@ -321,11 +322,7 @@ def _trained(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult
     labels = np.concatenate([split.given, split.trusted])
     validation = (read_pixels(run, config, split.held_out), split.held_out_labels) if len(split.held_out) else None
     torch.manual_seed(config.seed)
-    model = build(
-        ModelSpec(
-            config.backbone, len(run.class_names), config.image_size, config.model.cifar_stem, config.model.weights
-        )
-    )
+    model = build(model_spec(config, len(run.class_names)))
     train = _train_disc if job.method == "disc" else _train_simple
     started = time.perf_counter()
     with TemporaryDirectory() as scratch:

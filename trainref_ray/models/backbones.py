@@ -49,6 +49,7 @@ class ModelSpec:
         cifar_stem: ResNets: 3x3 stem of stride 1 without pooling; None = below 64 px, unless the weights are public.
         weights: `none` (fresh), `public` (torchvision's for ImageNet) or the path of a `model.safetensors` or of a
             folder with one.
+        mirror: predictions are of an image and its mirror image together, see `predict`.
     """
 
     backbone: str
@@ -56,10 +57,11 @@ class ModelSpec:
     image_size: int
     cifar_stem: bool | None = None
     weights: str = NONE
+    mirror: bool = False
 
 
 class Classifier(nn.Module):
-    """A backbone without its head, a linear head, and how images are normalised for it.
+    """A backbone without its head, a linear head, and how images are shown to it.
 
     `head` is a linear layer; the identity where there are no classes. A contrastive training puts a projection there.
     """
@@ -74,6 +76,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(body.width, classes) if classes else nn.Identity()
         self.width = body.width
         self.image_size = image_size
+        self.mirror = False
         self.frozen = False
         self.register_buffer("mean", torch.tensor(body.mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(body.std, dtype=torch.float32))
@@ -147,6 +150,7 @@ def build(spec: ModelSpec) -> Classifier:
     """
     body = build_body(spec.backbone, spec.image_size, cifar_stem=spec.cifar_stem, public=spec.weights == PUBLIC)
     model = Classifier(body, spec.classes, spec.image_size)
+    model.mirror = spec.mirror
     path = weights_path(spec.weights)
     if path is not None:
         _load_file_into(model, path, any_head=True)
@@ -209,6 +213,9 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings and logits of images; the model is moved to `device` and left in evaluation mode.
 
+    Where `model.mirror` is set, an image's features are the mean of its own and of its mirror image's (left to right);
+    since the head is linear, so are its logits. It takes twice the time.
+
     Args:
         model: a classifier.
         pixels: uint8 [B, S', S', 3], S' >= the model's image size; B may be 0.
@@ -232,8 +239,9 @@ def predict(
             chunk = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(device)
             images = model.prepare(chunk)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                features = model.features(images)
-            features = features.float()
+                features = model.features(images).float()
+                if model.mirror:
+                    features = (features + model.features(images.flip(3)).float()) / 2
             rows = slice(start, start + len(chunk))
             embeddings[rows] = functional.normalize(features).half().cpu().numpy()
             if has_head:

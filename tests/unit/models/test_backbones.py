@@ -200,6 +200,23 @@ def test_predict_gives_unit_embeddings_that_do_not_depend_on_the_batch() -> None
     assert not model.training
 
 
+def test_a_mirrored_model_sees_an_image_and_its_mirror_image_alike() -> None:
+    torch.manual_seed(0)
+    spec = replace(SMALL, mirror=True)
+    model, pixels = build(spec), images(5, 8)
+    embeddings, logits = predict(model, pixels)
+    for mine, theirs in zip((embeddings, logits), predict(model, pixels[:, :, ::-1]), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-3)
+    model.mirror = False
+    one, other = predict(model, pixels)[1], predict(model, pixels[:, :, ::-1])[1]
+    assert np.abs(one - other).max() > 1e-3, "the network itself tells them apart"
+    np.testing.assert_allclose(logits, (one + other) / 2, atol=1e-5)
+    model.mirror = True
+    upside_down = predict(model, pixels[:, ::-1])[1]
+    assert np.abs(upside_down - logits).max() > 1e-3
+    np.testing.assert_allclose(np.linalg.norm(embeddings.astype(np.float64), axis=1), 1, atol=1e-3)
+
+
 def test_predict_with_bfloat16_stays_close() -> None:
     model = build(SMALL)
     exact, _ = predict(model, images(6, 8))
