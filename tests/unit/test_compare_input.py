@@ -81,3 +81,10 @@ def test_notes_name_the_views_that_only_trainref_and_one_rival_train_on() -> Non
     assert "cross_entropy_augmented" not in plain
     assert "temperature that fits the held-out references" in plain
     assert "disc, which releases its last as trainref's fine-tunings do" in plain
+
+
+def test_notes_say_where_predictions_are_of_two_images() -> None:
+    keys = ("samples", "classes", "tests", "references", "held_out", "curating", "image_passes")
+    setups = [dict.fromkeys(keys, 7)]
+    assert "mirror image" in " ".join(comparison_notes(setups, make_config({"model": {"mirror": True}})))
+    assert "mirror image" not in " ".join(comparison_notes(setups, make_config({})))

@@ -487,6 +487,10 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
             f"trainref's fine-tuning has views of its own ({strong}); of the rivals {AUGMENTED} alone trains on them. "
             "All others have the views of the first training, and disc its own strong view beside them."
         )
+    if config.model.mirror:
+        notes.append(
+            "Embeddings and predictions, the rivals' too, are means of an image's and its mirror image's (model.mirror)."
+        )
     notes.append(
         "A rival's label quality is what its model gives the label, as it comes; in the figures with _ts its model, as "
         "trainref's in all, speaks at the temperature that fits the held-out references."

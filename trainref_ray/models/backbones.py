@@ -107,6 +107,11 @@ class Classifier(nn.Module):
         """Normalised float [B, 3, S, S] -> float [B, width], what the head sees."""
         return self.body(images)
 
+    def predicted_features(self, images: Tensor) -> Tensor:
+        """As `features`; with `mirror` the mean of each image's and of its mirror image's (left to right)."""
+        features = self.features(images)
+        return (features.float() + self.features(images.flip(3)).float()) / 2 if self.mirror else features
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised float [B, 3, S, S] -> logits float [B, classes], or what the head is."""
         return self.head(self.features(images))
@@ -213,8 +218,8 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings and logits of images; the model is moved to `device` and left in evaluation mode.
 
-    Where `model.mirror` is set, an image's features are the mean of its own and of its mirror image's (left to right);
-    since the head is linear, so are its logits. It takes twice the time.
+    Features are `Classifier.predicted_features`: where `model.mirror` is set they are means of two, and so are the
+    logits, since the head is linear. It takes twice the time.
 
     Args:
         model: a classifier.
@@ -239,9 +244,8 @@ def predict(
             chunk = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(device)
             images = model.prepare(chunk)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                features = model.features(images).float()
-                if model.mirror:
-                    features = (features + model.features(images.flip(3)).float()) / 2
+                features = model.predicted_features(images)
+            features = features.float()
             rows = slice(start, start + len(chunk))
             embeddings[rows] = functional.normalize(features).half().cpu().numpy()
             if has_head:

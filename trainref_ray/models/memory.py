@@ -108,7 +108,8 @@ def prediction_memory(spec: ModelSpec, batch: int, *, bf16: bool) -> ModelMemory
     model.eval()
     state = _state_bytes(model, bytes_float)
     with _LiveBytes() as live, torch.device("meta"), torch.inference_mode():
-        model(_images(model, spec, batch, bytes_float))
+        features = model.predicted_features(_images(model, spec, batch, bytes_float))
+        model.head.float()(features.float())
     return ModelMemory(model.width, _count(model), state, state + live.peak + _cast_weights(model, bf16))
 
 
