@@ -489,7 +489,7 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         )
     if config.model.mirror:
         notes.append(
-            "Embeddings and predictions, the rivals' too, are means of an image's and its mirror image's (model.mirror)."
+            "Embeddings and predictions, rivals' too, are means of an image's and its mirror image's (model.mirror)."
         )
     notes.append(
         "A rival's label quality is what its model gives the label, as it comes; in the figures with _ts its model, as "
