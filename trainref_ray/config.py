@@ -494,6 +494,13 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             "pretrain.objective contrastive trains the backbone alone; leave pretrain.freeze_backbone out"
         )
+    if config.model.mirror:
+        for name, trains in (("pretrain", config.pretrain.objective != "none"), ("finetune", config.finetune_model)):
+            if trains and not setting(config, f"{name}.flip"):
+                raise ConfigError(
+                    f"model.mirror is on, but {name}.flip is off: the model has not learned from mirror images; allowed: "
+                    "both, or --model.no-mirror"
+                )
 
 
 def _explain(error: ValidationError) -> str:

@@ -66,6 +66,16 @@ def test_numbers_that_nothing_can_be_made_of_are_refused(group: str, name: str, 
         make_config({group: {name: value}})
 
 
+@pytest.mark.parametrize("training", ["pretrain", "finetune"])
+def test_mirror_images_are_predicted_only_by_models_that_learn_from_them(training: str) -> None:
+    preset, no_flip = load_preset("cifar10"), {training: {"flip": False}}
+    with pytest.raises(ConfigError, match=rf"{training}\.flip is off.*--model\.no-mirror"):
+        make_config(preset, no_flip)
+    assert not make_config(preset, no_flip, {"model": {"mirror": False}}).model.mirror
+    others = {"pretrain": {"objective": "none"}, "finetune_model": False, "model": {"weights": "public"}}
+    assert make_config(preset, no_flip, others).model.mirror, "nothing is trained"
+
+
 def test_stage_settings_exist() -> None:
     for names in STAGE_SETTINGS.values():
         for name in names:
