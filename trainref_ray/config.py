@@ -498,8 +498,8 @@ def _check_together(config: Config) -> None:
         for name, trains in (("pretrain", config.pretrain.objective != "none"), ("finetune", config.finetune_model)):
             if trains and not setting(config, f"{name}.flip"):
                 raise ConfigError(
-                    f"model.mirror is on, but {name}.flip is off: the model has not learned from mirror images; allowed: "
-                    "both, or --model.no-mirror"
+                    f"model.mirror is on, but {name}.flip is off: the model has not learned from mirror images; "
+                    "allowed: both, or --model.no-mirror"
                 )
 
 
