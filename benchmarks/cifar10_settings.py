@@ -132,8 +132,8 @@ def main() -> None:
                 data.figures(model, make_config(preset, {"seed": seed, "vote": change}))
             )
     head = (
-        f"{arguments.images:,} CIFAR-10 images, `worse` labels of CIFAR-10N, none foreign, preset cifar10, "
-        f"{arguments.seeds} seeds: mean (standard deviation). accuracy: of {JUDGED:,} training images not trained on."
+        f"{arguments.images:,} CIFAR-10 images, `worse` labels of CIFAR-10N, none foreign, preset cifar10 "
+        f"without mirror images, {arguments.seeds} seeds: mean (standard deviation). accuracy: of {JUDGED:,} training images not trained on."
     )
     after = "After the fine-tuning of the preset, sources of evidence (`vote`):"
     content = "\n".join(
