@@ -133,7 +133,8 @@ def main() -> None:
             )
     head = (
         f"{arguments.images:,} CIFAR-10 images, `worse` labels of CIFAR-10N, none foreign, preset cifar10 "
-        f"without mirror images, {arguments.seeds} seeds: mean (standard deviation). accuracy: of {JUDGED:,} training images not trained on."
+        f"without mirror images, {arguments.seeds} seeds: mean (standard deviation). "
+        f"accuracy: of {JUDGED:,} training images not trained on."
     )
     after = "After the fine-tuning of the preset, sources of evidence (`vote`):"
     content = "\n".join(

@@ -193,7 +193,8 @@ def table(values: dict[tuple[str, str], list[list[float]]], images: int, epochs:
     lines = [
         f"{images:,} CIFAR-10 images, `cnn_small`, {images * epochs:,} image passes ({epochs} supervised or "
         f"{epochs // 2} contrastive epochs), 10 references a class, preset cifar10 without mirror "
-        f"images, {seeds} seeds: mean ± standard deviation. probe_on_references: accuracy on {TEST_IMAGES:,} test images of a head trained on the references.",
+        f"images, {seeds} seeds: mean ± standard deviation. "
+        f"probe_on_references: accuracy on {TEST_IMAGES:,} test images of a head trained on the references.",
         "",
         "| noise | pre-training | " + " | ".join(FIGURES) + " |",
         "|---" * (len(FIGURES) + 2) + "|",
