@@ -36,6 +36,7 @@ OPTIONS = (
     "--rounds=1",
     "--no-final-curation",
     "--pretrain.no-flip",
+    "--model.no-mirror",
     "--limit=500",
     "--probe.learning-rate=0.05",
     "--vote.k=10",
