@@ -21,9 +21,9 @@ class Images:
         return Images(self.pixels[:count], self.labels[:count], self.index[:count])
 
 
-def read_images(folder: Path, split: str) -> Images:
+def read_images(folder: Path, split: str, label: str | None = None) -> Images:
     """All `SPLIT*.npz` of a folder: `residual` uint8 [n, 3, 32, 32], differences along width and height and of red and
-    blue from green, `fine_label` or `label`, and `index`.
+    blue from green, `index`, and labels: `fine_label` if there are such, or `label`, if no other name is given.
 
     Raises:
         FileNotFoundError: there are none.
@@ -35,7 +35,7 @@ def read_images(folder: Path, split: str) -> Images:
     for path in paths:
         with np.load(path, allow_pickle=False) as content:
             channels = np.cumsum(np.cumsum(content["residual"], axis=3, dtype=np.uint8), axis=2, dtype=np.uint8)
-            name = "fine_label" if "fine_label" in content else "label"
+            name = label or ("fine_label" if "fine_label" in content else "label")
             parts.append((channels, content[name].astype(np.int64), content["index"].astype(np.int64)))
     channels, labels, index = (np.concatenate(several) for several in zip(*parts, strict=True))
     channels[:, 0] += channels[:, 1]

@@ -58,6 +58,7 @@ class Data:
     truth: np.ndarray
     references: np.ndarray
     judged: tuple[np.ndarray, np.ndarray]
+    classes: int = CLASSES
 
     @property
     def others(self) -> np.ndarray:
@@ -70,7 +71,7 @@ class Data:
 
     def figures(self, model: Classifier, config: Config) -> list[float]:
         """The values of `FIGURES` of a curation with the model."""
-        found = curation_figures(*self.embedded(model), self.given, self.truth, self.references, config, CLASSES)
+        found = curation_figures(*self.embedded(model), self.given, self.truth, self.references, config, self.classes)
         return [float(found[name] or 0.0) for name in FIGURES]
 
     def accuracy(self, model: Classifier) -> float:

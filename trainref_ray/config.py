@@ -366,13 +366,14 @@ class SweepSettings(Settings):
     """Trials are ranked by references that are left out of them, in so many parts."""
 
 
-MODEL = ("backbone", "image_size", "model.cifar_stem", "model.mirror")
+MODEL_SETTINGS = ("backbone", "image_size", "model.cifar_stem", "model.mirror")
+"""What a model is, but for the weights that it starts from: those are known by what is in their file."""
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "inventory": ("label_field", "truth_field", "limit", "read"),
     "noisy": ("seed", "noise"),
-    "pretrain": ("seed", *MODEL, "pretrain", "calibrate.per_class"),
-    "pretrain_label_free": ("seed", *MODEL, "pretrain"),
-    "embeddings": MODEL,
+    "pretrain": ("seed", *MODEL_SETTINGS, "pretrain", "calibrate.per_class"),
+    "pretrain_label_free": ("seed", *MODEL_SETTINGS, "pretrain"),
+    "embeddings": MODEL_SETTINGS,
     "probe": ("seed", "probe"),
     "evidence": (),
     "references": ("augment",),
@@ -388,8 +389,8 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "transition": ("vote.temperature",),
     "ood": ("seed", "ood"),
     "decisions": ("vote.temperature", "vote.given_weight", "decide"),
-    "finetune": ("seed", *MODEL, "finetune", "calibrate"),
-    "predictions": MODEL,
+    "finetune": ("seed", *MODEL_SETTINGS, "finetune", "calibrate"),
+    "predictions": MODEL_SETTINGS,
 }
 """The settings that change the result of each stage, besides what the stages before it hand on. Paths are not among
 them: class names and weights are known by what is in their files."""

@@ -29,6 +29,8 @@ BIN = Path(sys.executable).parent
 START_SECONDS = 300
 """In which a head must answer; ten on an idle machine of 2 cores."""
 JOB_SECONDS = 900
+LOOK_SECONDS = 10
+"""Between two questions whether a job has failed; each takes a second or two of the machine."""
 TOKEN = secrets.token_hex(32)
 """Of this module's own Ray: without it every request is refused."""
 OPTIONS = (
@@ -141,9 +143,12 @@ def curation(shards: Path, out: Path, *, epochs: int) -> tuple[str, ...]:
 
 
 def wait_for(pattern: str, folder: Path, job: str, head: Head) -> None:
-    deadline = time.monotonic() + JOB_SECONDS
+    deadline, next_look = time.monotonic() + JOB_SECONDS, time.monotonic() + LOOK_SECONDS
     while not list(folder.glob(pattern)):
         assert time.monotonic() < deadline, head.command("logs", job).stdout
+        if time.monotonic() > next_look:
+            assert "FAILED" not in head.command("status", job).stdout, head.command("logs", job).stdout
+            next_look = time.monotonic() + LOOK_SECONDS
         time.sleep(0.1)
 
 

@@ -21,7 +21,7 @@ import yaml
 
 from trainref_ray.baselines import methods
 from trainref_ray.baselines.training import AUGMENTED
-from trainref_ray.config import METHOD_VERSION, Config, make_config
+from trainref_ray.config import METHOD_VERSION, MODEL_SETTINGS, Config, make_config, setting
 from trainref_ray.data.images import stored_size
 from trainref_ray.data.shards import count_samples
 from trainref_ray.distributed.context import weights_digest
@@ -409,8 +409,7 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
         return content | {"stages": [stages["rounds"], stages["models"], stages["predictions"]]}
     if name in methods.TRAINED:
         own = {
-            **{key: settings[key] for key in ("backbone", "pretrain")},
-            "model": {key: settings["model"][key] for key in ("cifar_stem", "mirror")},
+            **{key: setting(config, key) for key in (*MODEL_SETTINGS, "pretrain")},
             "weights": weights_digest(config),
             "image_passes": facts["image_passes"],
         }

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from trainref_ray.models.backbones import ModelSpec, build
+from trainref_ray.models.backbones import ModelSpec, build, predict
 from trainref_ray.models.memory import fastest_batch, prediction_memory, training_memory
 
 
@@ -52,13 +53,13 @@ def test_training_is_estimated_within_a_quarter(backbone: str, image_size: int, 
     assert estimated == pytest.approx(measured, rel=0.25)
 
 
-def test_prediction_is_estimated_within_a_quarter(tmp_path: Path) -> None:
-    spec = ModelSpec("cnn_small", 10, 32)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_prediction_is_estimated_within_a_quarter(mirror: bool, tmp_path: Path) -> None:
+    spec = ModelSpec("cnn_small", 10, 32, mirror=mirror)
 
     def run() -> object:
-        model = build(spec).eval()
-        with torch.inference_mode():
-            model(model.prepare(torch.zeros(64, 32, 32, 3, dtype=torch.uint8)))
+        model = build(spec)
+        predict(model, np.zeros((64, 32, 32, 3), np.uint8))
         return model
 
     measured = allocated_peak(run, tmp_path)
