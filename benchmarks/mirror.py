@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/mirror.py --cifar100 DIR --seeds 3
 
-DIR holds CIFAR-100's `train-*.npz` with `residual` and `coarse_label` (see `read_images`). 40 % of the labels of
-its 20 superclasses are wrong, depending on the image. Writes benchmarks/results/mirror.md. The epoch is kept by the references,
-each seen alone. Accuracy is of training images that no model saw; no test image is read. Truth is used to compare here;
-no run reads it to choose anything.
+DIR holds CIFAR-100's `train-*.npz` with `residual` and `coarse_label` (see `read_images`). 40 % of the labels of its
+20 superclasses are wrong, depending on the image. Writes benchmarks/results/mirror.md. The epoch is kept by the
+references, each seen alone. Accuracy is of training images that no model saw; no test image is read. Truth is used to
+compare here; no run reads it to choose anything.
 """
 
 from __future__ import annotations
