@@ -90,6 +90,13 @@ def test_paths_are_in_no_fingerprint() -> None:
         assert fingerprint(Config(), stage) == fingerprint(other, stage)
 
 
+@pytest.mark.parametrize("change", [{"model": {"mirror": True}}, {"model": {"cifar_stem": True}}, {"image_size": 40}])
+def test_stages_of_a_model_are_made_again_when_it_changes(change: dict[str, object]) -> None:
+    other = make_config(change)
+    made_again = {stage for stage in STAGE_SETTINGS if fingerprint(Config(), stage) != fingerprint(other, stage)}
+    assert made_again == {"pretrain", "pretrain_label_free", "embeddings", "finetune", "predictions"}
+
+
 def test_label_free_pretraining_does_not_depend_on_what_the_references_decide() -> None:
     base = make_config({"pretrain": {"objective": "contrastive"}})
     other = make_config(
