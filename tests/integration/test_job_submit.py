@@ -147,7 +147,7 @@ def wait_for(pattern: str, folder: Path, job: str, head: Head) -> None:
     while not list(folder.glob(pattern)):
         assert time.monotonic() < deadline, head.command("logs", job).stdout
         if time.monotonic() > next_look:
-            assert "FAILED" not in head.command("status", job).stdout, head.command("logs", job).stdout
+            assert f"'{job}' failed" not in head.command("status", job).stdout, head.command("logs", job).stdout
             next_look = time.monotonic() + LOOK_SECONDS
         time.sleep(0.1)
 
