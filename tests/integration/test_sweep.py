@@ -163,7 +163,7 @@ def test_a_trial_that_fails_does_not_end_the_others(local_ray: None, tmp_path: P
     rows = {row["point"]["model.weights"]: row for row in finished.summary["trials"]}
     assert rows["none"]["status"] == "complete"
     assert rows[str(broken)]["status"] == "failed"
-    assert "training failed" in rows[str(broken)]["error"]
+    assert f"model.weights '{broken}'" in rows[str(broken)]["error"]
     assert "failed: " in printed
     assert [entry["setting"]["model.weights"] for entry in finished.summary["settings"]] == ["none"]
 
