@@ -221,3 +221,20 @@ def test_a_fine_tuning_of_its_own_shares_what_is_before_it(out: Path, with_votes
     losses = {rows["trainref", 0]["metrics"]["nll"], rows["trainref/hard", 0]["metrics"]["nll"]}
     assert len(losses | {old["trainref", 0]["metrics"]["nll"]}) == 3
     assert rows["trainref", 0]["image_passes"] > old["trainref", 0]["image_passes"]
+
+
+def test_a_first_model_without_labels_leaves_out_what_it_cannot_say(
+    local_ray: None, with_votes: Path, tmp_path: Path
+) -> None:
+    """Methods on embeddings have figures, its own probabilities do not exist, and trainref predicts no test image."""
+    request = Request(tuple(choose_methods(["knn", "model_self_confidence", "disc"])), (0,))
+    start(tmp_path / "out", request, with_votes, pretrain={"objective": "contrastive", "batch_size": 32})
+    rows = rows_of(tmp_path / "out")
+    assert rows["model_self_confidence", 0]["error"] == (
+        "ConfigError: the first model was trained without labels and predicts no class"
+    )
+    assert rows["trainref", 0]["metrics"]["accuracy"] is None
+    for method in ("trainref", "knn", "disc"):
+        assert rows[method, 0]["metrics"]["noise_auroc"] > 0.5, method
+    assert "trained without labels" in (tmp_path / "out" / "report" / "compare.html").read_text()
+    assert not (tmp_path / "out" / "report" / "confidence.html").exists()

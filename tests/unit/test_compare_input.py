@@ -10,6 +10,8 @@ import ray
 from trainref_ray.cli import compare_command, parse_compare
 from trainref_ray.config import make_config
 from trainref_ray.distributed.compare import comparison_notes
+from trainref_ray.distributed.rival_worker import rival_settings
+from trainref_ray.models.backbones import ModelSpec, build, save_model
 
 CASES: dict[str, tuple[list[str], str]] = {
     "unknown method": (["--methods", "knn,disk"], "'disk' is unknown; allowed: trainref,"),
@@ -19,6 +21,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "too many images": (["--resources.cache-bytes", "1000", "--limit", "100"], "resources.cache_bytes is 1,000"),
     "unknown backbone": (["--backbone", "resnet19"], "resnet18"),
     "no shard": (["--data", "none-*.tar"], "none-"),
+    "no votes": (["--human-field", "poeple"], "--human-field is 'poeple', and no sample of --data or --test-data"),
 }
 
 
@@ -51,6 +54,25 @@ def test_a_folder_of_something_else_is_left_alone(
     assert (tmp_path / "letter.txt").read_text() == "mine"
 
 
+def test_without_any_training_there_is_no_number_of_passes_for_rivals(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = ModelSpec("cnn_small", 10, 8)
+    save_model(build(spec), spec, tmp_path / "model")
+    options = ["--data", str(digits / "train-*.tar"), "--reference-per-class", "1", "--out", str(tmp_path / "out")]
+    given = ["--pretrain.objective", "none", "--model.weights", str(tmp_path / "model"), "--no-finetune-model"]
+    assert compare_command([*options, *given, "--image-size", "8", "--methods", "knn,disc,mixup"]) == 2
+    assert "mixup, disc train for as many image passes as trainref" in capsys.readouterr().err
+
+
+def test_rivals_are_trained_as_the_first_model_or_where_it_is_given_as_the_fine_tuning() -> None:
+    changes = {"pretrain": {"learning_rate": 0.3, "randaugment": 2}, "finetune": {"learning_rate": 0.01, "mixup": 0.5}}
+    own = make_config(changes)
+    assert rival_settings(own) == own.pretrain
+    found = rival_settings(make_config(changes, {"pretrain": {"objective": "none"}, "model": {"weights": "public"}}))
+    assert (found.learning_rate, found.randaugment, found.mixup) == (0.01, 2, own.pretrain.mixup)
+
+
 def test_options_of_the_comparison_beside_those_of_the_curation() -> None:
     arguments = ["--methods", "disc, knn", "--seeds=2,0,2", "--human-field", "people", "--data", "x", "--vote.k", "7"]
     config, request = parse_compare([*arguments, "--reference-per-class", "1"], default_preset="cifar10")
@@ -81,6 +103,9 @@ def test_notes_name_the_views_that_only_trainref_and_one_rival_train_on() -> Non
     assert "cross_entropy_augmented" not in plain
     assert "temperature that fits the held-out references" in plain
     assert "disc, which releases its last as trainref's fine-tunings do" in plain
+    assert "of the model that was trained on the noisy labels; their seconds" in plain
+    label_free = " ".join(comparison_notes(setups, make_config({"pretrain": {"objective": "contrastive"}})))
+    assert "of the model that was trained without labels; their seconds" in label_free
 
 
 def test_notes_say_where_predictions_are_of_two_images() -> None:

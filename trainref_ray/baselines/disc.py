@@ -373,6 +373,7 @@ def _run_epoch(
     weak, strong = (part.to(plan.device, copy=True) for part in (before.weak, before.strong))
     total = torch.zeros((), device=plan.device)  # read once an epoch: reading makes a GPU wait
     passes = steps = 0
+    seen = torch.zeros(len(given), dtype=torch.bool)
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(_seed(plan, epoch)))
     for step, rows in enumerate(order.split(plan.batch_size)):
         if passes >= left:
@@ -390,6 +391,7 @@ def _run_epoch(
             loss = loss + _mixup_loss(model, views, before.labels[rows], chosen, plan, generator)
             passes += 2 * len(chosen)
         places = rows.to(plan.device)
+        seen[rows] = True
         weak[places], strong[places] = logits.detach().float().softmax(dim=1).chunk(2)
         if len(chosen):
             optimizer.zero_grad()
@@ -400,7 +402,7 @@ def _run_epoch(
     mean = float(total) / steps
     if not math.isfinite(mean):
         raise FloatingPointError(f"epoch {epoch}: the loss is {mean}; lower learning_rate ({plan.learning_rate})")
-    return mean, passes, _next_memory(before, weak.cpu(), strong.cpu(), given, plan)
+    return mean, passes, _next_memory(before, weak.cpu(), strong.cpu(), given, seen, plan)
 
 
 def _views(model: Classifier, pixels: Tensor, plan: DiscPlan, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -447,8 +449,9 @@ def _mixup_loss(
     return loss
 
 
-def _next_memory(before: Memory, weak: Tensor, strong: Tensor, given: Tensor, plan: DiscPlan) -> Memory:
-    """Select by the thresholds of the epochs before, then move them."""
+def _next_memory(before: Memory, weak: Tensor, strong: Tensor, given: Tensor, seen: Tensor, plan: DiscPlan) -> Memory:
+    """Select by the thresholds of the epochs before, then move them. An image that a budget's end left out of the last
+    epoch stays as it was: its probabilities have moved its threshold already."""
     selection = select(
         weak,
         strong,
@@ -458,11 +461,13 @@ def _next_memory(before: Memory, weak: Tensor, strong: Tensor, given: Tensor, pl
         sigma=plan.sigma,
         ceiling=plan.ceiling,
     )
+    weak_threshold = updated_threshold(before.weak_threshold, weak, plan.threshold_momentum)
+    strong_threshold = updated_threshold(before.strong_threshold, strong, plan.threshold_momentum)
     return Memory(
         weak,
         strong,
-        updated_threshold(before.weak_threshold, weak, plan.threshold_momentum),
-        updated_threshold(before.strong_threshold, strong, plan.threshold_momentum),
-        selection.subset,
-        selection.labels,
+        torch.where(seen, weak_threshold, before.weak_threshold),
+        torch.where(seen, strong_threshold, before.strong_threshold),
+        torch.where(seen, selection.subset, before.subset),
+        torch.where(seen, selection.labels, before.labels),
     )

@@ -159,18 +159,19 @@ def _read_labels(members: dict[str, bytes], expected: SampleFormat, known: dict[
             raise ValueError(f"member .json is no JSON: {error}") from None
         if not isinstance(facts, dict):
             raise ValueError(f"member .json is a {type(facts).__name__}, not an object")
-    label = _lookup(facts, expected.label_field)
+    label = lookup(facts, expected.label_field)
     if label is None and "cls" in members:
         label = _text_label(members["cls"])
     if label is None:
         raise ValueError(f"no label: neither field {expected.label_field!r} in .json nor a member .cls")
     known["label"] = _check_label("label", label, expected, lowest=0)
-    truth = _lookup(facts, expected.truth_field)
+    truth = lookup(facts, expected.truth_field)
     if truth is not None:
         known["true_label"] = _check_label("true label", truth, expected, lowest=-1)
 
 
-def _lookup(facts: Any, name: str) -> Any:
+def lookup(facts: Any, name: str) -> Any:
+    """The value of a field of KEY.json, a nested one with dots; None where there is none."""
     for part in name.split("."):
         facts = facts.get(part) if isinstance(facts, dict) else None
     return facts

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from trainref_ray.data.samples import lookup
 from trainref_ray.data.shards import open_shard
 from trainref_ray.data.tar_reader import iter_raw_samples
 from trainref_ray.errors import ShardError
@@ -18,7 +20,7 @@ def read_votes(url: str, field: str, *, classes: int, rows: int, max_bytes: int)
 
     Args:
         url: the shard.
-        field: of KEY.json: a list of C counts or probabilities.
+        field: of KEY.json, a nested one with dots: a list of C counts or probabilities.
         classes: C.
         rows: samples to read.
         max_bytes: largest size of a sample's files.
@@ -44,12 +46,22 @@ def read_votes(url: str, field: str, *, classes: int, rows: int, max_bytes: int)
     return found
 
 
+def has_votes(urls: Iterable[str], field: str, *, max_bytes: int) -> bool:
+    """Whether a sample of these shards has the field; once one has, nothing more is read."""
+    for url in urls:
+        with open_shard(url) as stream:
+            for sample in iter_raw_samples(stream, max_bytes=max_bytes):
+                if _field(sample.members.get("json"), field) is not None:
+                    return True
+    return False
+
+
 def _field(content: bytes | None, field: str) -> Any:
     try:
         facts = json.loads(content) if content is not None else None
     except ValueError:  # such a sample is quarantined, and its row is asked for by nobody
         return None
-    return facts.get(field) if isinstance(facts, dict) else None
+    return lookup(facts, field)
 
 
 def _are_votes(values: Any, classes: int) -> bool:

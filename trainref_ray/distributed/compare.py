@@ -24,7 +24,8 @@ from trainref_ray.baselines.training import AUGMENTED
 from trainref_ray.config import METHOD_VERSION, MODEL_SETTINGS, Config, make_config, setting
 from trainref_ray.data.images import stored_size
 from trainref_ray.data.shards import count_samples
-from trainref_ray.distributed.context import weights_digest
+from trainref_ray.data.votes import has_votes
+from trainref_ray.distributed.context import Inputs, weights_digest
 from trainref_ray.distributed.job import (
     KEY_SCAN_BYTES,
     check_settings,
@@ -34,7 +35,7 @@ from trainref_ray.distributed.job import (
     find_inputs,
     write_settings,
 )
-from trainref_ray.distributed.rival_data import read_split, shards_of, training_history
+from trainref_ray.distributed.rival_data import read_split, shards_of, training_history, usable_counts
 from trainref_ray.distributed.rival_worker import (
     OUT_OF_FOLD,
     PRETRAINED_PIECE,
@@ -46,6 +47,7 @@ from trainref_ray.distributed.rival_worker import (
     is_asymmetric,
     load_piece,
     load_result,
+    rival_settings,
     run_method,
     run_piece,
     score_method,
@@ -65,10 +67,12 @@ from trainref_ray.results import CurationRun, load_run
 from trainref_ray.run import COMPARE_FILE, RUN_FILE, RunLock, Storage, open_run, remove_results
 from trainref_ray.training.calibrate import softmax
 
-COMPARE_VERSION = 3
+COMPARE_VERSION = 4
 """Raised when a change of the code changes a rival's result for equal settings."""
 LOOK_SECONDS = 10.0
 """Between two looks at the trainings' epochs."""
+MAX_FAILURES = 3
+"""Times that a method is begun again whose worker or machine died."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +139,39 @@ def _check_inputs(config: Config, request: Request, storage: Storage) -> None:
     """What would stop a curation or a training, told before Ray is started.
 
     Raises:
-        TrainRefError: as `find_inputs`; or the images do not fit into the memory that the trainings may take.
+        TrainRefError: as `find_inputs`; or the images do not fit into the memory that the trainings may take; or there
+            is nothing that a method asks for.
     """
+    _check_budget(config, request)
     first = _run_config(config, storage, request.seeds[0])
     home = open_run(first.out)
     with RunLock(home):
         if not home.exists(RUN_FILE):
             write_settings(first, home)
-        shards = find_inputs(embedded_sample(first, home), home).shards
-    if sum(shard.bytes for shard in shards) <= KEY_SCAN_BYTES:  # else the inventory counts them
-        _check_memory(config, request, sum(shard.limit or count_samples(shard.url) for shard in shards))
+        inputs = find_inputs(embedded_sample(first, home), home)
+    if sum(shard.bytes for shard in inputs.shards) <= KEY_SCAN_BYTES:  # else the inventory counts them
+        _check_memory(config, request, sum(shard.limit or count_samples(shard.url) for shard in inputs.shards))
+        _check_votes(config, request, inputs)
+
+
+def _check_budget(config: Config, request: Request) -> None:
+    trained = [name for name in request.methods if name in methods.TRAINED]
+    if trained and config.pretrain.objective == "none" and not config.finetune_model:
+        raise ConfigError(
+            f"{', '.join(trained)} train for as many image passes as trainref, and with pretrain.objective none and no "
+            "fine-tuning it trains for none; leave them out with --methods"
+        )
+
+
+def _check_votes(config: Config, request: Request, inputs: Inputs) -> None:
+    if request.human_field is None:
+        return
+    urls = [shard.url for shard in (*inputs.test_shards, *inputs.shards)]
+    if not has_votes(urls, request.human_field, max_bytes=config.read.max_bytes):
+        raise ConfigError(
+            f"--human-field is {request.human_field!r}, and no sample of --data or --test-data has such a field in its "
+            "KEY.json; allowed: a field with a number for each class, or leave the option out"
+        )
 
 
 def _check_memory(config: Config, request: Request, images: int) -> None:
@@ -211,8 +238,7 @@ class _Seed:
         if len(missing) < len(jobs):
             done = len(jobs) - len(missing)
             self._reporter.message(f"resuming: seed {self._seed}: {done} of {len(jobs)} methods done")
-        running = {name: _submit(run_method, job, self._options(name)) for name, job in missing.items()}
-        errors |= {name: reason for name, reason in self._wait(running, missing).items() if reason is not None}
+        errors |= {name: reason for name, reason in self._run(run_method, missing).items() if reason is not None}
         self._score([job for name, job in jobs.items() if name not in errors])
         return errors
 
@@ -223,9 +249,11 @@ class _Seed:
         pieces: dict[str, RivalStage] = {}
         errors: dict[str, str] = {}
         for piece in _pieces_of(names):
+            if all(name in errors for name in names if piece in _pieces_of([name])):
+                continue
             job = self._job(piece, run, facts, pieces)
             if not job.stage.is_done():
-                reason = self._wait({piece: _submit(run_piece, job, self._options(piece))}, {piece: job})[piece]
+                reason = self._run(run_piece, {piece: job})[piece]
                 if reason is not None:
                     errors |= {name: reason for name in names if piece in _pieces_of([name])}
             pieces[piece] = job.stage
@@ -259,22 +287,30 @@ class _Seed:
             return {"num_gpus": 1} if self._cluster.gpus else {"num_cpus": self._node_cpus}
         return {"num_cpus": 1}
 
-    def _wait(self, running: dict[str, ray.ObjectRef], jobs: dict[str, RivalJob]) -> dict[str, str | None]:
-        """What the tasks return, by name, with a line for each and for the epochs of trainings meanwhile."""
-        names = {reference: name for name, reference in running.items()}
-        waiting, found = list(running.values()), dict[str, str | None]()
-        shown = dict.fromkeys(running, 0)
-        while waiting:
-            ready, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
+    def _run(self, function: Any, jobs: dict[str, RivalJob]) -> dict[str, str | None]:
+        """Run the jobs in tasks. Gives what these return, by name, with a line for each and for the epochs of trainings
+        meanwhile."""
+        running = {_submit(function, job, self._options(name)): name for name, job in jobs.items()}
+        found = dict[str, str | None]()
+        failures, shown = dict.fromkeys(jobs, 0), dict.fromkeys(jobs, 0)
+        while running:
+            ready, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
             for reference in ready:
-                name = names[reference]
+                name = running.pop(reference)
                 try:
                     found[name] = ray.get(reference)
+                except ray.exceptions.OutOfMemoryError as error:
+                    found[name] = f"out of memory: {str(error).splitlines()[0]}"
+                except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+                    failures[name] += 1
+                    if failures[name] > MAX_FAILURES:
+                        raise own_error(error) from error
+                    running[_submit(function, jobs[name], self._options(name))] = name
+                    continue
                 except ray.exceptions.RayError as error:
                     raise own_error(error) from error
                 self._tell(name, jobs[name], found[name])
-            for reference in waiting:
-                name = names[reference]
+            for name in running.values():
                 epochs = epochs_written(jobs[name].stage)
                 if epochs > shown[name]:
                     shown[name] = epochs
@@ -295,9 +331,8 @@ class _Seed:
         if not missing:
             return
         started = time.monotonic()
-        task = ray.remote(score_method).options(num_cpus=1)
         try:
-            ray.get([task.remote(job, resamples) for job in missing])
+            ray.get([_submit(score_method, job, {"num_cpus": 1}, resamples) for job in missing])
         except ray.exceptions.RayError as error:
             raise own_error(error) from error
         seconds = time.monotonic() - started
@@ -330,7 +365,8 @@ class _Seed:
         for job in chosen:
             assert job is not None
             found = load_result(job.stage).test_logits
-            assert found is not None
+            if found is None:  # a model without labels predicts no class
+                return None
             logits.append(found)
             temperatures.append(self._storage.read_json(job.stage.path(SCORES))["temperature"] or 1.0)
         tests = read_split(run).tests
@@ -352,8 +388,9 @@ def _images(run: CurationRun, tests: np.ndarray, rows: Sequence[int]) -> dict[in
     return {row: files[int(tests[row])] for row in rows}
 
 
-def _submit(function: Any, job: RivalJob, options: dict[str, float]) -> ray.ObjectRef:
-    return ray.remote(function).options(max_retries=3, **options).remote(job)
+def _submit(function: Any, job: RivalJob, options: dict[str, float], *arguments: Any) -> ray.ObjectRef:
+    # with retries Ray would start a task that ran out of memory again without end
+    return ray.remote(function).options(max_retries=0, **options).remote(job, *arguments)
 
 
 def _is_scored(job: RivalJob, resamples: int) -> bool:
@@ -401,6 +438,7 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
         "seed": config.seed,
         "inventory": [stages["inventory"], stages.get("noisy")],
         "shards": [[s.shard_id, s.etag, s.rows] for test in (False, True) for s in shards_of(run, test=test)],
+        "usable": usable_counts(run),
         "references": [stages["references"], stages["held_out"], stages["curating"]],
         "classes": run.class_names,
         "image_size": config.image_size,
@@ -409,7 +447,8 @@ def _depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, An
         return content | {"stages": [stages["rounds"], stages["models"], stages["predictions"]]}
     if name in methods.TRAINED:
         own = {
-            **{key: setting(config, key) for key in (*MODEL_SETTINGS, "pretrain")},
+            **{key: setting(config, key) for key in MODEL_SETTINGS},
+            "pretrain": rival_settings(config).model_dump(mode="json"),
             "weights": weights_digest(config),
             "image_passes": facts["image_passes"],
         }
@@ -461,6 +500,14 @@ def _finish(storage: Storage, config: Config, request: Request, seeds: Sequence[
     return Comparison(table, storage)
 
 
+FIRST_MODELS = {
+    "supervised": "the model that was trained on the noisy labels",
+    "contrastive": "the model that was trained without labels",
+    "none": "the model that model.weights names",
+}
+"""By `pretrain.objective`."""
+
+
 def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[str]:
     """What a reader of the figures should know."""
     first = setups[0]
@@ -476,15 +523,15 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         f"Trainings: backbone {config.backbone}, "
         + " or ".join(f"{passes:,}" for passes in sorted({setup["image_passes"] for setup in setups}))
         + " forward-backward image passes: what trainref's own trainings made, each view counted.",
-        "Methods on embeddings, and trainref/… without a training, get round 1's float16 embeddings, of the model that "
-        "was trained on the noisy labels; their seconds leave that training out.",
+        "Methods on embeddings, and trainref/… without a training, get round 1's float16 embeddings, of "
+        f"{FIRST_MODELS[config.pretrain.objective]}; their seconds leave what was trained before out.",
     ]
     views = finetune_views(config)
-    if config.finetune_model and views != {name: getattr(config.pretrain, name) for name in views}:
+    if config.finetune_model and views != {name: getattr(rival_settings(config), name) for name in views}:
         strong = ", ".join(f"{name} {views[name]:g}" for name in ("randaugment", "mixup"))
         notes.append(
             f"trainref's fine-tuning has views of its own ({strong}); of the rivals {AUGMENTED} alone trains on them. "
-            "All others have the views of the first training, and disc its own strong view beside them."
+            "All others have none of these but crop and flip, and disc has a strong view of its own beside them."
         )
     if config.model.mirror:
         notes.append(

@@ -116,6 +116,12 @@ def shards_of(run: CurationRun, *, test: bool = False) -> list[ShardRead]:
     return found
 
 
+def usable_counts(run: CurationRun) -> list[int]:
+    """Usable samples of each shard, training shards first: a sample that was quarantined may be read a second time."""
+    markers = Stage(run.storage, "inventory", 0, run.stages["inventory"]).done_shards()
+    return [markers[shard]["ok"] for shard in (*run.stages["shards"], *run.stages["test_shards"])]
+
+
 def pixel_blocks(
     run: CurationRun, config: Config, uids: np.ndarray, *, test: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

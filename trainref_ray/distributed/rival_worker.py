@@ -177,7 +177,7 @@ def _pretrained(job: RivalJob, run: CurationRun, split: Split) -> dict[str, np.n
     test_embeddings, test_logits = _predict_shards(job, run, model, split.tests, test=True)
     _, held_out = _predict_shards(job, run, model, split.held_out)
     return {
-        "probabilities": softmax(logits),
+        "probabilities": softmax(logits) if logits.shape[1] else logits,
         "test_embeddings": test_embeddings,
         "test_logits": test_logits,
         "held_out_logits": held_out,
@@ -271,11 +271,13 @@ def _curated(run: CurationRun, split: Split, round_: int, *, model: bool) -> Riv
 
 
 def _cost(run: CurationRun) -> dict[str, Any]:
-    """Seconds of all epochs, whenever they ran, and of what else this start of the run did."""
-    others = sum(stage["seconds"] for stage in run.summary["stages"] if stage["name"] not in ("pretrain", "finetune"))
+    """Seconds of all epochs, whenever they ran, and of what else the run did; None where an earlier start did a part of
+    that, whose seconds are not kept."""
+    others = [stage for stage in run.summary["stages"] if stage["name"] not in ("pretrain", "finetune")]
     history = training_history(run)
+    seconds = sum(report["seconds"] for report in history) + sum(stage["seconds"] for stage in others)
     return {
-        "seconds": round(sum(report["seconds"] for report in history) + others, 3),
+        "seconds": None if any(stage["shards_reused"] for stage in others) else round(seconds, 3),
         "image_passes": sum(report["images"] for report in history),
     }
 
@@ -323,6 +325,8 @@ def _trained(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult
     validation = (read_pixels(run, config, split.held_out), split.held_out_labels) if len(split.held_out) else None
     torch.manual_seed(config.seed)
     model = build(model_spec(config, len(run.class_names)))
+    if config.pretrain.objective == "none":
+        model.set_classes(len(run.class_names))  # weights may bring a trained head, which trainref leaves out as well
     train = _train_disc if job.method == "disc" else _train_simple
     started = time.perf_counter()
     with TemporaryDirectory() as scratch:
@@ -353,7 +357,7 @@ Validation = tuple[np.ndarray, np.ndarray] | None
 def _train_simple(
     job: RivalJob, model: Classifier, pixels: np.ndarray, labels: np.ndarray, validation: Validation, scratch: Path
 ) -> Trained:
-    settings = job.config.pretrain
+    settings = rival_settings(job.config)
     shared = set(TrainPlan.__dataclass_fields__) & set(TrainSettings.model_fields)
     base = TrainPlan(**{name: getattr(settings, name) for name in shared}, steps_per_epoch=1, **_common(job))
     base = replace(base, mixup=0.0, label_smoothing=0.0)  # each rival's own are laid over it
@@ -378,6 +382,15 @@ def _train_simple(
     return state, None, asdict(plan) | {"batch_size": settings.batch_size}
 
 
+def rival_settings(config: Config) -> TrainSettings:
+    """How the trained rivals are trained: as the first model is. Where that is given and not trained, they have the
+    fine-tuning's optimizer, crop and flip, which are trainref's own for these weights."""
+    if config.pretrain.objective != "none":
+        return config.pretrain
+    names = ("batch_size", "optimizer", "learning_rate", "weight_decay", "warmup", "freeze_backbone", "crop", "flip")
+    return config.pretrain.model_copy(update={name: getattr(config.finetune, name) for name in names})
+
+
 def finetune_views(config: Config) -> dict[str, Any]:
     """What trainref's fine-tuning does to an image before the network sees it."""
     return {name: getattr(config.finetune, name) for name in ("crop", "flip", "randaugment", "mixup")}
@@ -391,7 +404,7 @@ def is_asymmetric(config: Config) -> bool:
 def _train_disc(
     job: RivalJob, model: Classifier, pixels: np.ndarray, labels: np.ndarray, validation: Validation, scratch: Path
 ) -> Trained:
-    views = {name: getattr(job.config.pretrain, name) for name in ("crop", "flip")}
+    views = {name: getattr(rival_settings(job.config), name) for name in ("crop", "flip")}
     plan = methods.disc_plan(
         len(pixels), job.budget, job.noise_rate, asymmetric=is_asymmetric(job.config), **views, **_common(job)
     )

@@ -201,24 +201,34 @@ def write_suggestions(run: CurationRun, found: Suggestions) -> None:
     """Write `suggestions.csv`, to be filled in, and `report/suggestions.html` into the run folder.
 
     Raises:
-        ReferenceSetError: the file is there already, and somebody has filled in labels that would be lost.
+        ReferenceSetError: the file is there already, and somebody has filled in labels that would be lost, or has saved
+            it as something in which they cannot be looked for.
     """
     if run.storage.exists(FILE):
-        known = {key for key, _ in found.references}
-        filled = [key for key in _filled_in(run.storage.read_bytes(FILE)) if key not in known]
+        place = run.storage.location(FILE)
+        answers = _filled_in(run.storage.read_bytes(FILE))
+        if answers is None:
+            raise ReferenceSetError(
+                f"{place} is no comma-separated UTF-8 text with the columns {' and '.join(COLUMNS)} any more, so that "
+                "labels in it would be lost: save it so, or move it away"
+            )
+        filled = [key for key, label in answers if (key, label) not in found.references]
         if filled:
             raise ReferenceSetError(
-                f"{run.storage.location(FILE)} holds {len(filled)} labels that this run does not know, the first of "
-                f"{filled[0]!r}: curate with --reference and this file, or move it away"
+                f"{place} holds {len(filled)} labels that this run does not know, the first of {filled[0]!r}: curate "
+                "with --reference and this file, or move it away"
             )
     run.storage.write_bytes(FILE, suggestions_csv(found).encode())
     run.storage.write_bytes(PAGE, render_suggestions(found).encode())
 
 
-def _filled_in(content: bytes) -> list[str]:
-    """Keys with a label in a file of `suggestions_csv`, whatever a spreadsheet has made of it since."""
+def _filled_in(content: bytes) -> list[tuple[str, str]] | None:
+    """Keys and labels where there is a label in a file of `suggestions_csv`; None if a spreadsheet has saved it with
+    other separators or in another encoding."""
     rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig", "replace")))
-    return [row.get("key") or "" for row in rows if (row.get("label") or "").strip()]
+    if not set(COLUMNS) <= set(rows.fieldnames or ()):
+        return None
+    return [(row["key"] or "", label) for row in rows if (label := (row["label"] or "").strip())]
 
 
 def suggestions_csv(found: Suggestions) -> str:

@@ -177,6 +177,21 @@ def test_passes_after_the_warm_up_are_those_of_the_subsets() -> None:
         assert after.training.history[-1].images == 80 + (2 * chosen if chosen > 1 else 0)
 
 
+def test_an_image_that_the_end_of_the_budget_left_out_stays_as_it_was() -> None:
+    """One batch of the third epoch: the others keep thresholds, subset and label, which a full epoch changes."""
+    states: list[DiscState] = []
+    trained(replace(PLAN, image_passes=160 + 10), on_epoch=lambda _, state: states.append(state))
+    before, after = (state.memory for state in states[1:])
+    unseen = (before.weak == after.weak).all(dim=1)
+    assert int(unseen.sum()) == 40 - PLAN.batch_size
+    for name in ("weak_threshold", "strong_threshold", "subset", "labels"):
+        assert torch.equal(getattr(before, name)[unseen], getattr(after, name)[unseen]), name
+    assert not torch.equal(before.weak_threshold[~unseen], after.weak_threshold[~unseen])
+    whole: list[DiscState] = []
+    trained(replace(PLAN, epochs=3), on_epoch=lambda _, state: whole.append(state))
+    assert not torch.equal(whole[2].memory.weak_threshold[unseen], before.weak_threshold[unseen])
+
+
 def test_without_any_trusted_image_the_weights_stay() -> None:
     pixels, labels = data()
     state = trained(replace(PLAN, epochs=2))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainref_ray.data.shards import write_shard
-from trainref_ray.data.votes import read_votes
+from trainref_ray.data.votes import has_votes, read_votes
 from trainref_ray.errors import ShardError
 
 
@@ -37,3 +37,18 @@ def test_other_values_are_refused_with_their_place(tmp_path: Path, value: object
     url = shard(tmp_path, {"people": value})
     with pytest.raises(ShardError, match=r"votes\.tar: field 'people' of 'image-0' must be a list of 3 numbers"):
         read(url, 1)
+
+
+def test_a_nested_field_is_named_with_dots(tmp_path: Path) -> None:
+    url = shard(tmp_path, {"votes": {"people": [1, 1, 2]}})
+    found = read_votes(url, "votes.people", classes=3, rows=1, max_bytes=10_000)
+    assert found.tolist() == [[0.25, 0.25, 0.5]]
+
+
+def test_whether_there_are_votes_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    urls = [shard(tmp_path / "a", {"label": 1}, "no object"), shard(tmp_path / "b", {"label": 1}, {"people": [1, 0]})]
+    assert has_votes(urls, "people", max_bytes=10_000)
+    assert not has_votes(urls[:1], "people", max_bytes=10_000)
+    assert not has_votes(urls, "poeple", max_bytes=10_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,27 @@ def test_labels_that_were_filled_in_are_not_overwritten(tmp_path: Path) -> None:
     known = replace(FOUND, references=[*FOUND.references, ("a/1", "dog")])
     write(tmp_path, known)  # the run was started again with them
     assert (tmp_path / PAGE).read_text().count('data-key="') == 2
+
+
+def test_a_corrected_label_of_a_reference_is_not_overwritten(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / FILE
+    path.write_text(path.read_text().replace('"r,1",dog', '"r,1",cat'))
+    with pytest.raises(ReferenceSetError, match=r"1 labels that this run does not know, the first of 'r,1'"):
+        write(tmp_path)
+
+
+@pytest.mark.parametrize("saved", [lambda text: text.replace(",", ";").encode(), lambda text: text.encode("utf-16")])
+def test_a_file_in_which_labels_cannot_be_looked_for_is_not_overwritten(
+    tmp_path: Path, saved: Callable[[str], bytes]
+) -> None:
+    write(tmp_path)
+    path = tmp_path / FILE
+    content = saved(path.read_text().replace("a/1,,", "a/1,dog,"))
+    path.write_bytes(content)
+    with pytest.raises(ReferenceSetError, match="no comma-separated UTF-8 text with the columns key and label"):
+        write(tmp_path)
+    assert path.read_bytes() == content
 
 
 def test_every_text_is_escaped_and_the_facts_are_data() -> None:
