@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 TABLE_METRICS = ("noise_auroc", "noise_ap", "noise_f1", "relabel_accuracy", "ood_auroc", "accuracy", "nll_ts", "ece_ts")
 
 if TYPE_CHECKING:
-    from trainref_ray.distributed.compare import Comparison, Request
+    from trainref_ray.distributed.compare import Comparison
+    from trainref_ray.distributed.compare_checks import Request
     from trainref_ray.report.suggestions import Suggestions
 
 
@@ -268,7 +269,7 @@ def parse_compare(arguments: Sequence[str], *, default_preset: str | None) -> tu
         ConfigError: an unknown method, a seed that is no number, or what `parse_curate` refuses.
     """
     from trainref_ray.baselines.methods import CLEANLAB, METHODS, choose_methods, cleanlab_installed
-    from trainref_ray.distributed.compare import Request
+    from trainref_ray.distributed.compare_checks import Request
 
     rest, named = take_option(list(arguments), "--methods")
     rest, numbers = take_option(rest, "--seeds")

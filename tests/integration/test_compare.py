@@ -15,7 +15,8 @@ from shards import rewrite
 
 from trainref_ray import make_config
 from trainref_ray.baselines.methods import ON_FEATURES, REWEIGHTED, TRAINED, choose_methods
-from trainref_ray.distributed.compare import Comparison, Request, compare
+from trainref_ray.distributed.compare import Comparison, compare
+from trainref_ray.distributed.compare_checks import Request
 from trainref_ray.progress import Reporter
 from trainref_ray.report.scores import METRICS
 
@@ -221,6 +222,7 @@ def test_a_fine_tuning_of_its_own_shares_what_is_before_it(out: Path, with_votes
     losses = {rows["trainref", 0]["metrics"]["nll"], rows["trainref/hard", 0]["metrics"]["nll"]}
     assert len(losses | {old["trainref", 0]["metrics"]["nll"]}) == 3
     assert rows["trainref", 0]["image_passes"] > old["trainref", 0]["image_passes"]
+    assert rows["trainref", 0]["seconds"] is None  # earlier starts did a part of it
 
 
 def test_a_first_model_without_labels_leaves_out_what_it_cannot_say(
@@ -236,5 +238,6 @@ def test_a_first_model_without_labels_leaves_out_what_it_cannot_say(
     assert rows["trainref", 0]["metrics"]["accuracy"] is None
     for method in ("trainref", "knn", "disc"):
         assert rows[method, 0]["metrics"]["noise_auroc"] > 0.5, method
+        assert rows[method, 0]["seconds"] > 0, method
     assert "trained without labels" in (tmp_path / "out" / "report" / "compare.html").read_text()
     assert not (tmp_path / "out" / "report" / "confidence.html").exists()

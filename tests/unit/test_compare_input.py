@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import ray
 
+from trainref_ray.baselines.settings import rival_settings
 from trainref_ray.cli import compare_command, parse_compare
 from trainref_ray.config import make_config
-from trainref_ray.distributed.compare import comparison_notes
-from trainref_ray.distributed.rival_worker import rival_settings
 from trainref_ray.models.backbones import ModelSpec, build, save_model
+from trainref_ray.report.comparison_notes import comparison_notes
 
 CASES: dict[str, tuple[list[str], str]] = {
     "unknown method": (["--methods", "knn,disk"], "'disk' is unknown; allowed: trainref,"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import ray
 from rich.console import Console
 
 from trainref_ray.config import Config
@@ -20,6 +19,7 @@ from trainref_ray.distributed.context import Context, References
 from trainref_ray.distributed.curation import RoundStages
 from trainref_ray.distributed.rounds import choose_members, round_stages
 from trainref_ray.distributed.stages import gather_rows
+from trainref_ray.distributed.tasks import Task, run_all
 from trainref_ray.evaluate.ranking import Judgement
 from trainref_ray.method import influence, steps
 from trainref_ray.method.folds import deal_folds
@@ -65,11 +65,15 @@ def judge_round(
             choose_members(without, fold_stages)
             parts.append((fold_stages, curating.rows((dealt == fold) & unseen)))
             progress.advance(0, shards=1)
-        task = ray.remote(curate_left_out).options(
-            num_cpus=min(1, context.cluster.cpus),
-            scheduling_strategy="DEFAULT",  # not in the trial's own reservation, which has no CPU
-        )
-        found = ray.get([task.remote(part, stages.transition, judged.uids, context.config) for part, judged in parts])
+        # not in the trial's own reservation, which has no CPU
+        options = {"num_cpus": min(1, context.cluster.cpus), "scheduling_strategy": "DEFAULT"}
+        tasks = {
+            f"left_out, part {number}": Task(
+                curate_left_out, (part, stages.transition, judged.uids, context.config), options
+            )
+            for number, (part, judged) in enumerate(parts, start=1)
+        }
+        found = list(run_all(tasks).values())
         progress.advance(count)
     uids = np.concatenate([judged.uids for _, judged in parts])
     labels = np.concatenate([judged.labels for _, judged in parts])

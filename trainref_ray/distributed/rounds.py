@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from safetensors.numpy import save as save_safetensors
 
 from trainref_ray import schemas
@@ -18,6 +17,7 @@ from trainref_ray.distributed.context import Context, References
 from trainref_ray.distributed.curation import RoundStages
 from trainref_ray.distributed.stages import gather_rows, map_shards, unfinished
 from trainref_ray.distributed.supporter_pool import supporter_pool
+from trainref_ray.distributed.tasks import Task, run_all
 from trainref_ray.errors import ShardError
 from trainref_ray.method import augment, influence, ood, steps
 from trainref_ray.models.probe import fit_probe
@@ -122,22 +122,21 @@ def _fit_probe(context: Context, stages: RoundStages) -> None:
     with context.reporter.stage(
         "probe", stage.round, shards=1, reused=0, items=samples.num_rows, unit="samples"
     ) as progress:
-        options = {"num_gpus": cluster.train_gpus} if cluster.gpus else {"num_cpus": min(1, cluster.cpus)}
-        fit = ray.remote(fit_probe_task).options(**options, scheduling_strategy="DEFAULT")
-        shard_ids = [shard.shard_id for shard in context.shards]
-        ray.get(
-            fit.remote(
-                stages,
-                shard_ids,
-                samples,
-                context.references,
-                context.curating,
-                context.config,
-                context.classes,
-                cluster.device,
-                cluster.train_threads,
-            )
+        options: dict[str, Any] = (
+            {"num_gpus": cluster.train_gpus} if cluster.gpus else {"num_cpus": min(1, cluster.cpus)}
         )
+        arguments = (
+            stages,
+            [shard.shard_id for shard in context.shards],
+            samples,
+            context.references,
+            context.curating,
+            context.config,
+            context.classes,
+            cluster.device,
+            cluster.train_threads,
+        )
+        run_all({"probe": Task(fit_probe_task, arguments, options | {"scheduling_strategy": "DEFAULT"})})
         stage.finish({})
         progress.advance(samples.num_rows, shards=1)
 

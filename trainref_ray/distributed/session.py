@@ -270,8 +270,10 @@ def _threads(node: Mapping[str, float], workers: int, cpus: float, gpus: float) 
 
 
 def set_up_process() -> None:
-    """For each process that starts work on Ray: who shows progress, and where tasks go."""
+    """For each process that starts work on Ray: who shows progress, what errors say, and where tasks go."""
     _quiet()
+    # else Ray Data puts an error of its own in the place of what a function raised, and the cause is lost on the way
+    DataContext.get_current().raise_original_map_exception = True
     if is_mixed(node_resources()):
         _prefer_cpu_nodes()
 

@@ -11,7 +11,7 @@ import ray
 from ray.data import Dataset
 
 from trainref_ray.distributed.datasource import ShardRead
-from trainref_ray.errors import ShardError, TrainRefError
+from trainref_ray.errors import ShardError, TrainRefError, first_line
 from trainref_ray.progress import Reporter, StageProgress
 from trainref_ray.run import Stage
 from trainref_ray.schemas import SHARD_BITS, check
@@ -86,8 +86,9 @@ def own_error(error: BaseException) -> BaseException:
     """The error on purpose behind an engine's error, or the engine's own."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, TrainRefError):
-            return type(cause)(str(cause).splitlines()[-1].split(": ", 1)[-1] if "\n" in str(cause) else str(cause))
+        # Ray's own error of a task is of both kinds, and says the worker's whole traceback
+        if isinstance(cause, TrainRefError) and not isinstance(cause, ray.exceptions.RayTaskError):
+            return type(cause)(first_line(cause))  # Ray Data adds lines about its attempts
         cause = getattr(cause, "cause", None) or cause.__cause__
     return error
 
