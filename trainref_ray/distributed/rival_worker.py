@@ -318,16 +318,22 @@ def _on_features(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalRe
     return result, {"seconds": round(before + time.perf_counter() - started, 3)}
 
 
+def rival_model(config: Config, classes: int) -> Classifier:
+    """What the training of a rival begins with."""
+    torch.manual_seed(config.seed)
+    model = build(model_spec(config, classes))
+    if config.pretrain.objective == "none":
+        model.set_classes(classes)  # weights may bring a trained head, which trainref leaves out as well
+    return model
+
+
 def _trained(job: RivalJob, run: CurationRun, split: Split) -> tuple[RivalResult, dict[str, Any]]:
     """Train on all samples and references; every epoch's state is kept, so that a killed training goes on."""
     config = job.config
     pixels = read_pixels(run, config, np.concatenate([split.samples, split.references]))
     labels = np.concatenate([split.given, split.trusted])
     validation = (read_pixels(run, config, split.held_out), split.held_out_labels) if len(split.held_out) else None
-    torch.manual_seed(config.seed)
-    model = build(model_spec(config, len(run.class_names)))
-    if config.pretrain.objective == "none":
-        model.set_classes(len(run.class_names))  # weights may bring a trained head, which trainref leaves out as well
+    model = rival_model(config, len(run.class_names))
     train = _train_disc if job.method == "disc" else _train_simple
     started = time.perf_counter()
     with TemporaryDirectory() as scratch:
