@@ -83,6 +83,7 @@ def curate_arrays(
     duplicates_of: np.ndarray | None = None,
     model_probabilities: np.ndarray | None = None,
     build_search: Callable[[np.ndarray, np.ndarray], Search] | None = None,
+    ood_features: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Curation:
     """Curate samples by their features and a few trusted references.
 
@@ -105,13 +106,25 @@ def curate_arrays(
             sample, best after temperature scaling; by default the probe's, as with `vote.model_source` probe.
         build_search: makes the search of the reference set of its vectors float32 [M, D] and ids int64 [M]; by default
             FAISS's exact one, else `retrieval.exact.build_exact_search`.
+        ood_features: float [N, E] and [R, E], other features of the samples and the references to tell strange images
+            by, such as those of a model that was not fine-tuned yet; by default the features. Not read by `ood.score`
+            knn.
 
     Raises:
         ConfigError: shapes or values do not fit; names the argument, the place and what is allowed.
     """
     settings = _default_settings() if settings is None else settings
     inputs = _check(
-        features, labels, reference_features, reference_labels, classes, class_names, keys, duplicates_of, settings
+        features,
+        labels,
+        reference_features,
+        reference_labels,
+        classes,
+        class_names,
+        keys,
+        duplicates_of,
+        settings,
+        ood_features,
     )
     model = _probabilities(model_probabilities, len(inputs.labels), inputs.classes)
     count, classes = len(inputs.labels), inputs.classes
@@ -144,9 +157,9 @@ def curate_arrays(
         uids, passes, calibration=settings.ood.calibration_samples, fit=settings.ood.fit_samples, seed=seed
     )
     ood_model = fit_ood(
-        np.concatenate([inputs.references, inputs.samples[fitted_on]]),
+        np.concatenate([inputs.ood_references, inputs.ood_samples[fitted_on]]),
         np.concatenate([inputs.trusted, inputs.labels[fitted_on]]),
-        inputs.samples[drawn],
+        inputs.ood_samples[drawn],
         supporters.rows(drawn),
         score=settings.ood.score,
         classes=classes,
@@ -174,7 +187,7 @@ def curate_arrays(
         inputs.labels,
         np.zeros(count, dtype=bool),
         inputs.labels,
-        raw_ood(inputs.samples, supporters, ood_model.gaussian),
+        raw_ood(inputs.ood_samples, supporters, ood_model.gaussian),
         cut=ood_model.cut,
         keep_at=settings.decide.keep_at,
         relabel_entropy=settings.decide.relabel_entropy,
@@ -221,6 +234,8 @@ class _Inputs:
     labels: np.ndarray
     references: np.ndarray
     trusted: np.ndarray
+    ood_samples: np.ndarray
+    ood_references: np.ndarray
     classes: int
     keys: np.ndarray
     digests: np.ndarray | None
@@ -236,10 +251,12 @@ def _check(
     keys: Sequence[str] | None,
     duplicates_of: np.ndarray | None,
     settings: Config,
+    ood_features: tuple[np.ndarray, np.ndarray] | None,
 ) -> _Inputs:
     samples, references = _unit("features", features), _unit("reference_features", reference_features)
     if samples.shape[1] != references.shape[1]:
         raise ConfigError(f"reference_features has width {references.shape[1]}, features has {samples.shape[1]}")
+    strange = (samples, references) if ood_features is None else _ood_pair(ood_features, len(samples), len(references))
     labels = _integers("labels", labels, len(samples))
     trusted = _integers("reference_labels", reference_labels, len(references))
     if classes is None:
@@ -258,7 +275,18 @@ def _check(
             "add some, or set allow_missing_classes"
         )
     digests = _digests(duplicates_of, len(samples), len(references))
-    return _Inputs(samples, labels, references, trusted, classes, _names(keys, len(samples)), digests)
+    return _Inputs(samples, labels, references, trusted, *strange, classes, _names(keys, len(samples)), digests)
+
+
+def _ood_pair(features: tuple[np.ndarray, np.ndarray], samples: int, references: int) -> tuple[np.ndarray, np.ndarray]:
+    pair = _unit("ood_features[0]", features[0]), _unit("ood_features[1]", features[1])
+    shapes, wanted = [part.shape for part in pair], pair[0].shape[1]
+    if shapes != [(samples, wanted), (references, wanted)]:
+        raise ConfigError(
+            f"ood_features have shapes {shapes[0]} and {shapes[1]}; {(samples, wanted)} and {(references, wanted)} "
+            "are wanted, a row for each sample and each reference"
+        )
+    return pair
 
 
 def _unit(name: str, values: np.ndarray) -> np.ndarray:

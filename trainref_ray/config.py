@@ -17,9 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from trainref_ray.errors import ConfigError
 from trainref_ray.schemas import SCHEMA_VERSION
-
-METHOD_VERSION = 6
-"""Part of every fingerprint: raised when a change of the code changes a stage's result for equal settings."""
+from trainref_ray.version import METHOD_VERSION
 
 
 class Settings(BaseModel):

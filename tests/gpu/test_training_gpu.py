@@ -12,7 +12,8 @@ import torch
 from trainref_ray.models.backbones import ModelSpec, build, predict
 from trainref_ray.models.probe import fit_probe
 from trainref_ray.training.loop import ArrayBatches, TrainPlan, TrainState, load_state, save_state, train
-from trainref_ray.training.transforms import randaugment, random_crop, random_flip
+from trainref_ray.training.randaugment import randaugment
+from trainref_ray.training.transforms import random_crop, random_flip
 
 pytestmark = [
     pytest.mark.gpu,

@@ -198,3 +198,17 @@ def test_the_models_own_probabilities_are_a_source(data):
 def test_probabilities_that_are_none_are_refused(data, model, message):
     with pytest.raises(ConfigError, match=message):
         curate(data, model_probabilities=model)
+
+
+def test_strange_images_are_told_by_other_features_where_there_are_some(data):
+    features, labels, references, _, truth = data
+    drawn_in = np.where(truth[:, None] >= 0, features, features[labels])  # as by a fine-tuning
+    blind = curate((drawn_in, *data[1:]))
+    told = curate((drawn_in, *data[1:]), ood_features=(features, references))
+    nobody = np.zeros(260, bool)
+    found = [metrics.ood_metrics(one.ood_raw, labels, truth, nobody, one.decision == "ood") for one in (blind, told)]
+    assert found[0]["ood_auroc"] < 0.7
+    assert found[1]["ood_auroc"] > 0.95
+    assert (told.label_quality == blind.label_quality).all()
+    with pytest.raises(ConfigError, match=r"ood_features have shapes \(260, 16\) and \(11, 16\)"):
+        curate(data, ood_features=(features, references[:11]))

@@ -33,6 +33,7 @@ LAYERS = {
     "search_space": 5,
     "schemas": 5,
     "errors": 5,
+    "version": 5,
 }
 SIBLINGS = {
     ("training", "models"),

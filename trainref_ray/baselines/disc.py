@@ -26,6 +26,7 @@ from trainref_ray.baselines.selection import CLEAN, HARD, LEFT_OUT, select, upda
 from trainref_ray.models.backbones import Classifier
 from trainref_ray.training.loop import learning_rate_share, validate
 from trainref_ray.training.objectives import soft_cross_entropy
+from trainref_ray.training.randaugment import randaugment
 from trainref_ray.training.state import (
     EpochReport,
     TrainState,
@@ -35,7 +36,7 @@ from trainref_ray.training.state import (
     restore_optimizer,
     save_state,
 )
-from trainref_ray.training.transforms import mixup, randaugment, random_crop, random_flip
+from trainref_ray.training.transforms import mixup, random_crop, random_flip, to_device
 
 DECAY = 0.1
 """What the learning rate is multiplied by at each epoch of `DiscPlan.decay_at`."""
@@ -379,7 +380,7 @@ def _run_epoch(
         if passes >= left:
             break
         generator = torch.Generator().manual_seed(_seed(plan, epoch, step))
-        views = _views(model, torch.from_numpy(pixels[rows.numpy()]).to(plan.device), plan, generator)
+        views = _views(model, to_device(torch.from_numpy(pixels[rows.numpy()]), plan.device), plan, generator)
         warming = epoch < plan.warmup_epochs
         subset = torch.full_like(rows, CLEAN) if warming else before.subset[rows]
         with torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.bf16):
@@ -390,7 +391,7 @@ def _run_epoch(
         if not warming and len(chosen) > 1:  # an image alone has nothing to be mixed with
             loss = loss + _mixup_loss(model, views, before.labels[rows], chosen, plan, generator)
             passes += 2 * len(chosen)
-        places = rows.to(plan.device)
+        places = to_device(rows, plan.device)
         seen[rows] = True
         weak[places], strong[places] = logits.detach().float().softmax(dim=1).chunk(2)
         if len(chosen):
@@ -421,7 +422,7 @@ def _views(model: Classifier, pixels: Tensor, plan: DiscPlan, generator: torch.G
 
 
 def _loss(logits: Tensor, labels: Tensor, subset: Tensor, plan: DiscPlan) -> Tensor:
-    labels, clean, hard = (part.to(plan.device) for part in (labels, subset == CLEAN, subset == HARD))
+    labels, clean, hard = (to_device(part, plan.device) for part in (labels, subset == CLEAN, subset == HARD))
     of_views = [
         supervised_loss(view, labels, clean, hard, hard_weight=plan.hard_weight, power=plan.gce_power)
         for view in logits.chunk(2)
@@ -438,8 +439,8 @@ def _mixup_loss(
     generator: torch.Generator,
 ) -> Tensor:
     """Mixup over the chosen images of the batch, each view by itself."""
-    targets = functional.one_hot(labels[chosen], model.head.out_features).float().to(plan.device)
-    places = chosen.to(plan.device)
+    targets = to_device(functional.one_hot(labels[chosen], model.head.out_features).float(), plan.device)
+    places = to_device(chosen, plan.device)
     loss = torch.zeros((), device=plan.device)
     for view in views:
         inputs, mixed = mixup(view[places], targets, plan.mixup, generator)

@@ -12,12 +12,13 @@ import numpy as np
 from trainref_ray.baselines import methods
 from trainref_ray.baselines.settings import finetune_views, is_asymmetric, rival_settings
 from trainref_ray.baselines.training import AUGMENTED
-from trainref_ray.config import METHOD_VERSION, MODEL_SETTINGS, Config, make_config, setting
+from trainref_ray.config import MODEL_SETTINGS, Config, make_config, setting
 from trainref_ray.distributed.context import weights_digest
 from trainref_ray.distributed.rival_data import read_split, shards_of, training_history, usable_counts
 from trainref_ray.distributed.rival_worker import OUT_OF_FOLD, PRETRAINED_PIECE, TRUTH
 from trainref_ray.report.summary import usable_decisions
 from trainref_ray.results import CurationRun
+from trainref_ray.version import METHOD_VERSION
 
 COMPARE_VERSION = 4
 """Raised when a change of the code changes a rival's result for equal settings."""

@@ -18,7 +18,7 @@ from ray import tune
 from ray.util.queue import Queue
 from rich.console import Console
 
-from trainref_ray.config import METHOD_VERSION, Config, SweepSettings, make_config
+from trainref_ray.config import Config, SweepSettings, make_config
 from trainref_ray.distributed.context import Inputs, weights_digest
 from trainref_ray.distributed.job import check_noise, check_settings, embedded_sample, environment, find_inputs
 from trainref_ray.distributed.preflight import preflight, tell
@@ -43,6 +43,7 @@ from trainref_ray.search_space import (
     title,
 )
 from trainref_ray.trials import Trial, TrialResult
+from trainref_ray.version import METHOD_VERSION
 
 METRIC = "agreement"
 """What trials are compared by: the share of references left out whose curated class is the trusted one."""

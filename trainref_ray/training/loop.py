@@ -20,6 +20,7 @@ from torch.nn import functional
 from trainref_ray.models.backbones import Classifier, predict
 from trainref_ray.training.calibrate import fit_temperature
 from trainref_ray.training.objectives import nt_xent, soft_cross_entropy
+from trainref_ray.training.randaugment import randaugment
 from trainref_ray.training.state import (
     EpochReport,
     TrainState,
@@ -31,10 +32,10 @@ from trainref_ray.training.state import (
 from trainref_ray.training.transforms import (
     colour_jitter,
     mixup,
-    randaugment,
     random_crop,
     random_flip,
     random_resized_crop,
+    to_device,
 )
 
 __all__ = [
@@ -284,8 +285,7 @@ def _views(
     core: Classifier, pixels: Tensor, targets: Tensor, plan: TrainPlan, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """One random view of each image, normalised, and the targets that go with it."""
-    pixels = pixels.to(plan.device, non_blocking=True)
-    targets = targets.to(plan.device, non_blocking=True)
+    pixels, targets = to_device(pixels, plan.device), to_device(targets, plan.device)
     if plan.crop:
         pixels = random_crop(pixels, core.image_size, generator)
     if plan.flip:
@@ -300,7 +300,7 @@ def _views(
 
 def _two_views(core: Classifier, pixels: Tensor, plan: TrainPlan, generator: torch.Generator) -> Tensor:
     """Two random views of each image, normalised, as one batch of 2b: rows i and i + b are of the same image."""
-    pixels = pixels.to(plan.device, non_blocking=True).repeat(2, 1, 1, 1)
+    pixels = to_device(pixels, plan.device).repeat(2, 1, 1, 1)
     if plan.crop and plan.contrastive_area < 1:
         pixels = random_resized_crop(pixels, core.image_size, plan.contrastive_area, generator)
     elif plan.crop:

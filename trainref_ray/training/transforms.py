@@ -1,25 +1,19 @@
 """Views of a batch, on the device that holds it.
 
-Every choice is drawn from a generator on the CPU: the same seed gives the same views on every device, and a GPU is
-never waited for. On one CPU core at 32 px an image costs 12 µs for the crop, 4 µs for the flip and 66 µs for
-RandAugment, beside 600 to 1,000 µs for forward and backward of `cnn_small`.
+Every choice is drawn from a generator on the CPU and sent on: the same seed gives the same views on every device, and a
+GPU is never waited for. On one CPU core at 32 px an image costs 12 µs for the crop, 4 µs for the flip and 52 µs for
+RandAugment (`randaugment.py`), beside 600 to 1,000 µs for forward and backward of `cnn_small`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-RANDAUGMENT_OPERATIONS = 2
-"""Operations an image, as in RandAugment (Cubuk et al. 2020)."""
-STRONGEST = 30
-"""The magnitude at which every operation is as strong as it can be."""
 ASPECT = (3 / 4, 4 / 3)
 """Width by height of a resized crop, as in Inception's and SimCLR's."""
 JITTER_PROBABILITY, GREY_PROBABILITY = 0.8, 0.2
@@ -28,6 +22,14 @@ JITTER, HUE_JITTER = 0.8, 0.2
 """Largest change of brightness, contrast and saturation, and of hue in turns, at strength 1 (the same appendix)."""
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 """Luma and two chroma axes (NTSC): hue turns the chroma plane, saturation scales it."""
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on that device. From the CPU to a GPU it goes through pinned memory: from any other memory the copy
+    would wait until the GPU has done all that it was given before."""
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def random_crop(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -46,7 +48,8 @@ def random_crop(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor
     padding = size // 8 if side == size else 0
     offsets = torch.randint(-padding, side - size + padding + 1, (2, count, 1), generator=generator)
     places = (offsets + torch.arange(size)).abs()
-    rows, columns = ((side - 1) - ((side - 1) - places).abs()).to(pixels.device)  # mirrored at both ends
+    mirrored = (side - 1) - ((side - 1) - places).abs()  # at both ends
+    rows, columns = to_device(mirrored, pixels.device)
     image = torch.arange(count, device=pixels.device)[:, None, None]
     return pixels[image, rows[:, :, None], columns[:, None, :]]
 
@@ -54,7 +57,7 @@ def random_crop(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor
 def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2; uint8 [B, S, S, 3] in and out."""
     flipped = torch.rand(len(pixels), generator=generator) < 0.5
-    return torch.where(flipped.to(pixels.device)[:, None, None, None], pixels.flip(2), pixels)
+    return torch.where(to_device(flipped, pixels.device)[:, None, None, None], pixels.flip(2), pixels)
 
 
 def random_resized_crop(pixels: Tensor, size: int, least_area: float, generator: torch.Generator) -> Tensor:
@@ -78,7 +81,7 @@ def random_resized_crop(pixels: Tensor, size: int, least_area: float, generator:
     boxes = torch.zeros(count, 2, 3)  # in units in which the image reaches from -1 to 1
     boxes[:, 0, 0], boxes[:, 0, 2] = width, (2 * x - 1) * (1 - width)
     boxes[:, 1, 1], boxes[:, 1, 2] = height, (2 * y - 1) * (1 - height)
-    grid = functional.affine_grid(boxes.to(pixels.device), [count, 3, size, size], align_corners=False)
+    grid = functional.affine_grid(to_device(boxes, pixels.device), [count, 3, size, size], align_corners=False)
     images = pixels.permute(0, 3, 1, 2).float()
     cropped = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return cropped.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -114,65 +117,12 @@ def colour_jitter(pixels: Tensor, strength: float, generator: torch.Generator) -
     turn[:, 1, 2] = -turn[:, 2, 1]
     colours = (brightness * contrast)[:, None, None] * (torch.linalg.inv(to_yiq) @ turn @ to_yiq)
     values = pixels.reshape(count, -1, 3).float()
-    luma = (values.mean(1) @ to_yiq[0].to(pixels.device))[:, None, None]  # contrast turns about the mean brightness
-    offset = (brightness * (1 - contrast)).to(pixels.device)[:, None, None] * luma
-    changed = torch.baddbmm(offset, values, colours.transpose(1, 2).to(pixels.device))
+    luma = (values.mean(1) @ to_device(to_yiq[0], pixels.device))[
+        :, None, None
+    ]  # contrast turns about the mean brightness
+    offset = to_device(brightness * (1 - contrast), pixels.device)[:, None, None] * luma
+    changed = torch.baddbmm(offset, values, to_device(colours.transpose(1, 2), pixels.device))
     return changed.round_().clamp_(0, 255).to(torch.uint8).view(pixels.shape)
-
-
-def randaugment(pixels: Tensor, magnitude: int, generator: torch.Generator) -> Tensor:
-    """RandAugment: two operations an image, drawn with replacement from 14, each of the given magnitude.
-
-    Images that drew the same operation and sign go through it as one batch. Areas that come into view are black.
-
-    Args:
-        pixels: uint8 [B, S, S, 3].
-        magnitude: 0 to 30 (strongest); at 0 only autocontrast and equalize, which have no strength, change an image,
-            and solarize, which then turns pure white.
-        generator: on the CPU.
-
-    Returns:
-        uint8 [B, S, S, 3].
-    """
-    images = pixels.permute(0, 3, 1, 2)
-    operations = _operations(magnitude / STRONGEST, pixels.shape[1])
-    for _ in range(RANDAUGMENT_OPERATIONS):
-        drawn = torch.randint(len(operations), (len(pixels),), generator=generator)
-        changed = images.clone()
-        for number in drawn.unique().tolist():
-            group = (drawn == number).nonzero().flatten().to(pixels.device)
-            changed[group] = operations[number](images[group])
-        images = changed
-    return images.permute(0, 2, 3, 1).contiguous()
-
-
-def _operations(strength: float, side: int) -> list[Callable[[Tensor], Tensor]]:
-    """The 14 operations with torchvision's ranges; each stands twice, with either sign where it has one."""
-    from torchvision.transforms.v2 import functional as tv  # here: the import takes 4 s, and few trainings need it
-
-    both: list[Callable[[Tensor], Tensor]] = []
-    for sign in (1.0, -1.0):
-        lean = float(np.degrees(np.arctan(0.3 * strength))) * sign
-        shift = round(150 / 331 * side * strength * sign)
-        factor = 1 + 0.9 * strength * sign
-        move = partial(tv.affine, angle=0.0, scale=1.0)
-        both += [
-            torch.clone,
-            partial(move, translate=[0, 0], shear=[lean, 0.0], center=[0, 0]),
-            partial(move, translate=[0, 0], shear=[0.0, lean], center=[0, 0]),
-            partial(move, translate=[shift, 0], shear=[0.0, 0.0]),
-            partial(move, translate=[0, shift], shear=[0.0, 0.0]),
-            partial(tv.rotate, angle=30.0 * strength * sign),
-            partial(tv.adjust_brightness, brightness_factor=factor),
-            partial(tv.adjust_saturation, saturation_factor=factor),
-            partial(tv.adjust_contrast, contrast_factor=factor),
-            partial(tv.adjust_sharpness, sharpness_factor=factor),
-            partial(tv.posterize, bits=8 - round(4 * strength)),
-            partial(tv.solarize, threshold=255 * (1 - strength)),
-            tv.autocontrast,
-            tv.equalize,
-        ]
-    return both
 
 
 def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -189,5 +139,5 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
     """
     seed = int(torch.randint(2**62, (1,), generator=generator))
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
-    order = torch.randperm(len(images), generator=generator).to(images.device)
+    order = to_device(torch.randperm(len(images), generator=generator), images.device)
     return images.lerp(images[order], 1 - share), targets.lerp(targets[order], 1 - share)

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainref_ray.training import transforms
+from trainref_ray.training.randaugment import randaugment
 from trainref_ray.training.transforms import (
     colour_jitter,
     mixup,
-    randaugment,
     random_crop,
     random_flip,
     random_resized_crop,
@@ -66,43 +66,6 @@ def test_flip_mirrors_about_half_from_left_to_right() -> None:
     same = [torch.equal(new, old) for new, old in zip(flipped, pixels, strict=True)]
     assert all(one or other for one, other in zip(mirrored, same, strict=True))
     assert 150 < sum(mirrored) < 250
-
-
-@pytest.mark.parametrize("side", [8, 32])
-@pytest.mark.parametrize("magnitude", [1, 9, 30])
-def test_randaugment_keeps_type_and_shape_and_changes_most_images(side: int, magnitude: int) -> None:
-    pixels = images(64, side)
-    before = pixels.clone()
-    changed = randaugment(pixels, magnitude, generator())
-    assert changed.shape == pixels.shape
-    assert changed.dtype == torch.uint8
-    assert torch.equal(pixels, before), "the input is left alone"
-    different = sum(not torch.equal(new, old) for new, old in zip(changed, pixels, strict=True))
-    assert 20 < different <= 64
-
-
-def test_randaugment_operations_are_as_strong_as_torchvisions() -> None:
-    """At full strength, on one bright column and on a grey image."""
-    operations = transforms._operations(1.0, 32)
-    assert len(operations) == 28
-    column = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    column[..., 16] = 200
-    moved = operations[3](column)  # along x by 150/331 of the side
-    assert moved[0, 0, 0].argmax().item() == 16 + 15
-    assert operations[14 + 3](column)[0, 0, 0].argmax().item() == 16 - 15
-    grey = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
-    assert operations[6](grey).unique().tolist() == [190], "brightness, factor 1.9"
-    assert operations[14 + 6](grey).unique().tolist() == [10], "brightness, factor 0.1"
-    assert operations[10](grey + 5).unique().tolist() == [96], "posterize to 4 bits: 105 becomes 96"
-    assert operations[11](grey).unique().tolist() == [155], "solarize from 0: everything is inverted"
-    assert torch.equal(operations[0](grey), grey)
-
-
-def test_randaugment_of_magnitude_zero_changes_no_geometry() -> None:
-    column = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    column[..., 5] = 255
-    for operation in transforms._operations(0.0, 16)[:6]:
-        assert torch.equal(operation(column), column)
 
 
 def test_mixup_blends_images_and_targets_by_one_share() -> None:
