@@ -117,9 +117,8 @@ def colour_jitter(pixels: Tensor, strength: float, generator: torch.Generator) -
     turn[:, 1, 2] = -turn[:, 2, 1]
     colours = (brightness * contrast)[:, None, None] * (torch.linalg.inv(to_yiq) @ turn @ to_yiq)
     values = pixels.reshape(count, -1, 3).float()
-    luma = (values.mean(1) @ to_device(to_yiq[0], pixels.device))[
-        :, None, None
-    ]  # contrast turns about the mean brightness
+    # Contrast turns about the mean brightness.
+    luma = (values.mean(1) @ to_device(to_yiq[0], pixels.device))[:, None, None]
     offset = to_device(brightness * (1 - contrast), pixels.device)[:, None, None] * luma
     changed = torch.baddbmm(offset, values, to_device(colours.transpose(1, 2), pixels.device))
     return changed.round_().clamp_(0, 255).to(torch.uint8).view(pixels.shape)
