@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,11 @@ class Images:
     def first(self, count: int | None) -> Images:
         """The first so many, all if None."""
         return Images(self.pixels[:count], self.labels[:count], self.index[:count])
+
+    def digest(self) -> str:
+        """Equal for equal images and labels."""
+        parts = (part.tobytes() for part in (self.pixels, self.labels, self.index))
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def read_images(folder: Path, split: str, label: str | None = None) -> Images:

@@ -1,12 +1,13 @@
 """Published settings of CIFAR from scratch on one GPU: label-free, then noisy training, then two rounds.
 
-    python benchmarks/published.py --data DIR --work FOLDER --out FOLDER --settings cifar100:sym:0.8 --minutes 9
+    python benchmarks/published.py --data DIR --work FOLDER --out FOLDER --seeds 0 --minutes 9
 
-Needs torch, Pillow, pyarrow and safetensors, neither Ray nor FAISS.
+Needs torch, torchvision, Pillow, pyarrow and safetensors, neither Ray nor FAISS.
 DIR has the folders `cifar10` and `cifar100` with `train*.npz` and `test*.npz`
 (`cifar.read_images`). Start the same command again to go on: every finished training and curation in --work is kept,
-an unfinished training goes on from its last save. Writes published.json and published.md to --out after each setting.
-Human labels: `--settings cifar10:human:FILE.npz:NAME`, in the official order of the images.
+an unfinished training goes on from its last save. After each setting published.json and published.md are written to
+--out, of all rows in --work that are of the same recipe.
+Human labels: `--settings cifar10:human:FILE.npz:NAME`, in the official order of the images, FILE below DIR or any path.
 
 The true labels of the training images give the noise, the references and the figures; training and curation read those
 of the references alone. The test images are looked at once, by the last model.
@@ -17,9 +18,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from cifar import Images, read_images
+from published_table import ROW_FILE, devices_of, note_device, rows_of, table, write_text
 
 from trainref_ray.arrays import Curation, curate_arrays
 from trainref_ray.data.noise import CLEAN_COLUMN, READERS, inject, parse_noise
@@ -53,25 +57,16 @@ from trainref_ray.training.loop import (
     steps_per_epoch,
     train,
 )
+from trainref_ray.training.state import remove_state
+from trainref_ray.version import METHOD_VERSION
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
-SETTINGS = ("cifar100:sym:0.2", "cifar100:sym:0.5", "cifar100:sym:0.8", "cifar100:sym:0.9", "cifar100:asym:0.4")
-TO_BEAT = {
-    "cifar100:sym:0.2": ("81.6", "85.44"),
-    "cifar100:sym:0.5": ("79.5", "82.07"),
-    "cifar100:sym:0.8": ("71.7", "77.85"),
-    "cifar100:sym:0.9": ("64.3", "–"),
-    "cifar100:asym:0.4": ("77.9", "79.67"),
-}
-"""Test accuracy in percent: C2D (Zheltonozhskii et al. 2022), and TrainRef with a far larger pre-trained backbone."""
+SETTINGS = (
+    *("cifar100:sym:0.2", "cifar100:sym:0.5", "cifar100:sym:0.8", "cifar100:sym:0.9", "cifar100:asym:0.4"),
+    "cifar10:human:cifar10n/train-labels.npz:worse_label",
+)
 SAVE_SECONDS = 60.0
 """A training is saved so often; a ResNet-18 with its optimiser is 90 MB."""
-FIGURES = (
-    *("accuracy", "ece", "ece_ts", "nll_ts"),
-    *("noise_auroc", "noise_f1", "quality_ece", "relabel_accuracy", "references_noise_rate"),
-)
-
-
 Targets = tuple[np.ndarray, np.ndarray]
 """Rows int64 [n] of the training images and label distributions float32 [n, C]."""
 
@@ -107,6 +102,11 @@ class Task:
     device: str
 
     @property
+    def hardware(self) -> str:
+        """The device's name, for the table."""
+        return torch.cuda.get_device_name() if self.device.startswith("cuda") else "CPU"
+
+    @property
     def others(self) -> np.ndarray:
         """Rows that are no references."""
         return np.setdiff1d(np.arange(len(self.given)), self.references)
@@ -118,20 +118,24 @@ class Task:
         return np.eye(self.classes, dtype=np.float32)[labels]
 
 
-def make_task(name: str, data: Images, recipe: dict[str, Any], seed: int, device: str) -> Task:
-    """Noisy labels and references of a setting."""
+def make_task(name: str, data: Images, recipe: dict[str, Any], seed: int, device: str, folder: Path) -> Task:
+    """Noisy labels and references of a setting; files of human labels are looked for in `folder` first.
+
+    Raises:
+        TrainRefError: an unknown noise, or human labels that are not there or are of other images.
+    """
     dataset, _, spec = name.partition(":")
     classes, noise = CLASSES[dataset], parse_noise(spec)
     if noise.kind == "human":
         # The file is in the official order; these images may be a part of it.
-        file = Path(noise.file)
+        file = folder / noise.file if (folder / noise.file).is_file() else Path(noise.file)
         columns = READERS[file.suffix](file) if file.suffix in READERS and file.is_file() else {}
         if CLEAN_COLUMN not in columns:
             raise TrainRefError(f"human labels {file}: no file of {', '.join(READERS)} with a column {CLEAN_COLUMN}")
         official = columns[CLEAN_COLUMN].astype(np.int64)
         if len(official) <= data.index.max() or (official[data.index] != data.labels).any():
             raise TrainRefError(f"human labels {file}: its {CLEAN_COLUMN} differs from the labels of the images")
-        given = inject(official, classes, spec, seed)[data.index]
+        given = inject(official, classes, f"human:{file}:{noise.column}", seed)[data.index]
     else:
         given = inject(data.labels, classes, spec, seed, confusion=confusion_of(dataset))
     counts = recipe["references"]
@@ -178,6 +182,7 @@ def trained(
         if late and state.epoch < plan.epochs:
             raise OutOfTime
 
+    note_device(folder, task.hardware)
     state = load_state(folder) if (folder / "state.json").exists() else None
     if on_gpu:
         torch.backends.cudnn.benchmark = True
@@ -197,6 +202,7 @@ def model_in(folder: Path, spec: ModelSpec, make: Callable[[], Classifier], dead
         return load_model(done)[0]
     model = make()
     save_model(model, spec, done)
+    remove_state(folder)  # three times as large as the model
     if time.monotonic() > deadline:
         raise OutOfTime
     return model
@@ -231,16 +237,24 @@ def pretrained(task: Task, folder: Path, backbone: Classifier, deadline: float) 
 
 
 def curated(
-    task: Task, folder: Path, model: Classifier, unseen: Targets | None
+    task: Task, folder: Path, model: Classifier, unseen: Targets | None, first: Path
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """Rows to train on, their targets float32 [n, C], and the figures of one curation; kept in `folder`."""
+    """Rows to train on, their targets float32 [n, C], and the figures of one curation; kept in `folder`.
+
+    Args:
+        task: the setting.
+        folder: of the round.
+        model: that curates.
+        unseen: what it has not trained on, for its temperature.
+        first: folder of the model before any fine-tuning, by whose embeddings strange images are told in every round.
+    """
     path = folder / "curation.npz"
     if not path.exists():
-        rows, targets, figures = _curate(task, model, unseen)
-        folder.mkdir(parents=True, exist_ok=True)
+        note_device(folder, task.hardware)
+        rows, targets, figures = _curate(task, model, unseen, first)
         aside = folder / "curation.part.npz"
         np.savez(aside, rows=rows, targets=targets.astype(np.float16), figures=json.dumps(figures))
-        aside.rename(path)
+        os.replace(aside, path)
     with np.load(path, allow_pickle=False) as content:
         return content["rows"], content["targets"].astype(np.float32), json.loads(str(content["figures"]))
 
@@ -258,8 +272,12 @@ def temperature_of(task: Task, logits: np.ndarray, unseen: Targets | None) -> fl
     return fit_held_out(trusted, curated)
 
 
-def _curate(task: Task, model: Classifier, unseen: Targets | None) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    vectors, logits = predict(model, task.data.pixels, device=task.device, bf16=use_bf16(None, task.device))
+def _curate(
+    task: Task, model: Classifier, unseen: Targets | None, first: Path
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    precision = use_bf16(None, task.device)
+    vectors, logits = predict(model, task.data.pixels, device=task.device, bf16=precision)
+    before, _ = predict(load_model(first)[0], task.data.pixels, device=task.device, bf16=precision)
     others, learned = task.others, np.setdiff1d(task.references, task.held_out)
     settings: Any = json.loads(json.dumps(task.recipe["curation"]), object_hook=lambda group: SimpleNamespace(**group))
     temperature = temperature_of(task, logits, unseen) if settings.vote.calibrate_model else 1.0
@@ -273,10 +291,13 @@ def _curate(task: Task, model: Classifier, unseen: Targets | None) -> tuple[np.n
         settings=settings,
         model_probabilities=softmax(logits[others], temperature),
         build_search=partial(build_exact_search, device=task.device),
+        ood_features=(before[others], before[learned]),
     )
     used = found.decision != "ood"
     targets = np.concatenate([found.soft_label[used], task.targets()[learned]])
-    return np.concatenate([others[used], learned]), targets, _curation_figures(task, found, settings.decide.keep_at)
+    rows = np.concatenate([others[used], learned])
+    figures = {"ood_flag_rate": float((~used).mean()), "trained_on": len(rows)}
+    return rows, targets, figures | _curation_figures(task, found, settings.decide.keep_at)
 
 
 def _curation_figures(task: Task, found: Curation, keep_at: float) -> dict[str, float]:
@@ -291,23 +312,40 @@ def _curation_figures(task: Task, found: Curation, keep_at: float) -> dict[str, 
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 
+def _digest(*of: Any) -> str:
+    """Equal for equal content: bytes, or what JSON can write."""
+    parts = [part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode() for part in of]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
 def _folder(name: str, *of: Any) -> str:
-    """A name that differs where any of the rest does: a changed recipe starts anew."""
-    return f"{re.sub('[^A-Za-z0-9.]+', '-', name)}-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:8]}"
+    """A name that differs where any of the rest does: other images, labels, recipes or methods start anew."""
+    return f"{re.sub('[^A-Za-z0-9.]+', '-', name)}-{_digest(METHOD_VERSION, *of)[:8]}"
 
 
-def run_task(task: Task, test: Images, work: Path, deadline: float) -> dict[str, Any]:
-    """All stages of a setting, and its row of the table. Last the released model curates, as in a run."""
-    recipe, count = task.recipe, len(task.given)
-    shared = work / _folder(task.name.partition(":")[0], count, task.seed, recipe["model"], recipe["contrastive"])
-    own = work / _folder(task.name, count, task.seed, recipe)
+def recipe_digest(recipe: dict[str, Any]) -> str:
+    """What rows of one table have in common."""
+    return _digest(METHOD_VERSION, recipe)
+
+
+def run_task(task: Task, test: Images, work: Path, deadline: float) -> None:
+    """All stages of a setting, and its row of the table, kept in its folder. Last the released model curates, as in a
+    run."""
+    recipe = task.recipe
+    images = task.data.digest()
+    shared = work / _folder(task.name.partition(":")[0], images, task.seed, recipe["model"], recipe["contrastive"])
+    setting = re.sub("[^:]*/", "", task.name)  # a file's name, not where it lies on this machine
+    own = work / _folder(setting, images, task.given.tobytes(), task.seed, recipe)
+    if (own / ROW_FILE).exists():
+        return
+    first = own / "pretrain" / "model"
     spec = ModelSpec(classes=task.classes, **recipe["model"])
     model = pretrained(task, own / "pretrain", label_free(task, shared, deadline), deadline)
     rounds = []
     unseen: Targets | None = None
     for round_ in range(1, recipe["rounds"] + 1):
         folder = own / f"finetune-{round_}"
-        rows, targets, figures = curated(task, folder, model, unseen)
+        rows, targets, figures = curated(task, folder, model, unseen, first)
         rounds.append(figures)
         samples = np.sort(np.setdiff1d(rows, task.references))
         drawn = np.isin(rows, draw_samples(samples, recipe["held_out_samples"], task.seed))
@@ -315,35 +353,18 @@ def run_task(task: Task, test: Images, work: Path, deadline: float) -> dict[str,
         start, settings = model, recipe["finetune"]
         fine_tune = partial(trained, task, folder, start, settings, rows[~drawn], targets[~drawn], deadline)
         model = model_in(folder, spec, fine_tune, deadline)
-    rounds.append(curated(task, own / "final", model, unseen)[2])
+    rounds.append(curated(task, own / "final", model, unseen, first)[2])
     precision = use_bf16(None, task.device)
     _, logits = predict(model, test.pixels, device=task.device, bf16=precision)
     _, training_logits = predict(model, task.data.pixels, device=task.device, bf16=precision)
     temperature = temperature_of(task, training_logits, unseen)
     last = metrics.confidence_metrics(logits, test.labels, temperature)
-    setting = re.sub("[^:]*/", "", task.name)  # a file's name, not where it lies on this machine
-    return {"setting": setting, "seed": task.seed, "rounds": rounds, "test": last, "temperature": temperature}
-
-
-def table(rows: list[dict[str, Any]], device: str, recipe: dict[str, Any]) -> str:
-    """Markdown, a line a setting and seed."""
-    counts = recipe["references"]
-    lines = [
-        f"{device}. {recipe['model']['backbone']} from scratch at {recipe['model']['image_size']} px, "
-        f"{recipe['contrastive']['epochs']} epochs without labels, {recipe['pretrain']['epochs']} on the noisy ones, "
-        f"{recipe['rounds']} rounds with {recipe['finetune']['epochs']} epochs of fine-tuning each; "
-        f"{counts['per_class']} references a class, {counts['held_out']} of them held out for epoch and temperature, "
-        f"and at most {recipe['held_out_samples']} curated samples left out of each fine-tuning for its temperature.",
-        "",
-        f"| setting | seed | {' | '.join(FIGURES)} | C2D, accuracy % | TrainRef paper |",
-        "|---" * (len(FIGURES) + 4) + "|",
-    ]
-    for row in rows:
-        values = row["rounds"][-1] | row["test"]
-        cells = [f"{values[name]:.3f}" if name in values else "–" for name in FIGURES]
-        known = TO_BEAT.get(row["setting"], ("–", "–"))
-        lines.append(f"| {' | '.join([row['setting'], str(row['seed']), *cells, *known])} |")
-    return "\n".join(lines) + "\n"
+    row = {
+        **{"setting": setting, "seed": task.seed, "images": len(task.given), "test_images": len(test.labels)},
+        **{"rounds": rounds, "test": last, "temperature": temperature, "devices": devices_of([shared, own])},
+        "recipe": recipe_digest(recipe),
+    }
+    write_text(own / ROW_FILE, json.dumps(row, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -353,36 +374,46 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--limit", type=int, help="first so many training images")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("published.json"))
     arguments = parser.parse_args(argv)
     deadline = time.monotonic() + 60 * arguments.minutes
-    recipe = json.loads(arguments.recipe.read_text())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows: list[dict[str, Any]] = []
+    recipe = json.loads(arguments.recipe.read_text(encoding="utf-8"))
     try:
-        for name in arguments.settings:
-            dataset = name.partition(":")[0]
-            if dataset not in CLASSES:
-                raise TrainRefError(f"setting {name!r}: allowed are {' and '.join(CLASSES)}, a colon and a noise")
-            folder = arguments.data / dataset
-            task = make_task(name, read_images(folder, "train").first(arguments.limit), recipe, arguments.seed, device)
-            rows.append(run_task(task, read_images(folder, "test"), arguments.work, deadline))
-            hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            content = {"device": hardware, "recipe": recipe, "rows": rows}
-            (arguments.out / "published.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            (arguments.out / "published.md").write_text(table(rows, hardware, recipe), encoding="utf-8")
+        tasks, tests = make_tasks(arguments, recipe)
+        for task in tasks:
+            run_task(task, tests[task.name.partition(":")[0]], arguments.work, deadline)
+            rows = rows_of(arguments.work, recipe_digest(recipe))
+            content = {"recipe": recipe, "rows": rows}
+            write_text(arguments.out / "published.json", json.dumps(content, indent=2) + "\n")
+            write_text(arguments.out / "published.md", table(rows, recipe))
     except OutOfTime:
         print("the time is up; start the same command again to go on", file=sys.stderr)
         return 75
-    except (TrainRefError, FileNotFoundError) as error:
+    except (TrainRefError, OSError, FloatingPointError, zipfile.BadZipFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print((arguments.out / "published.md").read_text())
+    print((arguments.out / "published.md").read_text(encoding="utf-8"))
     return 0
+
+
+def make_tasks(arguments: argparse.Namespace, recipe: dict[str, Any]) -> tuple[list[Task], dict[str, Images]]:
+    """All settings of all seeds, checked before any is trained, and the test images by data set."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    datasets = {name: name.partition(":")[0] for name in arguments.settings}
+    for name, dataset in datasets.items():
+        if dataset not in CLASSES:
+            raise TrainRefError(f"setting {name!r}: allowed are {' and '.join(CLASSES)}, a colon and a noise")
+    read = {name: read_images(arguments.data / name, "train").first(arguments.limit) for name in set(datasets.values())}
+    tests = {name: read_images(arguments.data / name, "test") for name in read}
+    tasks = [
+        make_task(name, read[dataset], recipe, seed, device, arguments.data)
+        for seed in arguments.seeds
+        for name, dataset in datasets.items()
+    ]
+    return tasks, tests
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ there is no head yet: such a model is saved with 0 classes, and a head is added 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,19 @@ def build(spec: ModelSpec) -> Classifier:
 
 
 def save_model(model: Classifier, spec: ModelSpec, folder: str | Path) -> None:
-    """Write `model.safetensors` and `model.json` (spec and width); the folder is made if it does not exist."""
+    """Write `model.safetensors` and `model.json` (spec and width); the folder is made if it does not exist.
+
+    Each is written aside and renamed, model.json last: where it is, the model is whole.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    aside = folder / "model.part"
+    save_file(state, aside)
+    os.replace(aside, folder / "model.safetensors")
     content = {"spec": asdict(spec), "width": model.width}
-    (folder / "model.json").write_text(json.dumps(content, indent=2) + "\n")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, folder / "model.json")
 
 
 def load_model(folder: str | Path) -> tuple[Classifier, ModelSpec]:

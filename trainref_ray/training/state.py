@@ -104,6 +104,13 @@ def load_state(folder: str | Path) -> TrainState:
     return TrainState(epoch, parts["model"], parts["optimizer"], parts["best"] if has_best else None, history)
 
 
+def remove_state(folder: str | Path) -> None:
+    """Remove what `save_state` wrote, the description first: what is left when the remover dies is no state."""
+    (Path(folder) / DESCRIPTION).unlink(missing_ok=True)
+    for path in Path(folder).glob("tensors-*"):
+        path.unlink()
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, in memory. They are not mapped: whoever goes on from a state removes its file
     after the next epoch, and on a network file system the folder of a mapped file cannot be removed."""
