@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/pretraining.py --cifar10 DIR --seeds 3 --epochs 40
 
-DIR holds `train-*.npz` and `test.npz` with `residual` and `label` (see `read_images`). Writes
+DIR holds `train-*.npz` with `residual` and `label` (see `read_images`). Writes
 benchmarks/results/pretraining.md. A contrastive epoch puts each image through the model twice, so it gets half the
 epochs. The supervised pre-training keeps its best epoch by the references, as a run does; the contrastive one keeps the
 last and is one model for all noise levels. Truth is used to compare here; no run reads it to choose anything.
@@ -32,7 +32,9 @@ from trainref_ray.models.probe import fit_probe
 from trainref_ray.training.calibrate import fit_temperature, softmax
 from trainref_ray.training.loop import ArrayBatches, TrainPlan, add_projection, steps_per_epoch, train
 
-CLASSES, SIDE, TEST_IMAGES = 10, 32, 2000
+CLASSES, SIDE = 10, 32
+JUDGED = 2000
+"""Training images after the used ones, that the probe is judged by: the choice of a default sees no test image."""
 FIGURES = ("noise_auroc", "relabel_accuracy", "probe_on_references", "seconds")
 
 
@@ -91,9 +93,9 @@ def embed(
 
 
 def probe_accuracy(
-    vectors: np.ndarray, labels: np.ndarray, test_vectors: np.ndarray, test_labels: np.ndarray, seed: int
+    vectors: np.ndarray, labels: np.ndarray, judged_vectors: np.ndarray, judged_labels: np.ndarray, seed: int
 ) -> float:
-    """Test accuracy of a linear head that is trained on the references alone."""
+    """Accuracy of a linear head that is trained on the references alone."""
     probe = fit_probe(
         vectors,
         labels,
@@ -107,7 +109,7 @@ def probe_accuracy(
         bias=True,
         seed=seed,
     )
-    return float((probe.probabilities(test_vectors)[0].argmax(1) == test_labels).mean())
+    return float((probe.probabilities(judged_vectors)[0].argmax(1) == judged_labels).mean())
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ class Trial:
     config: Config
     images: np.ndarray
     truth: np.ndarray
-    test_images: np.ndarray
-    test_truth: np.ndarray
+    judged_images: np.ndarray
+    judged_truth: np.ndarray
     references: np.ndarray
     noisy: dict[str, np.ndarray]
 
@@ -129,7 +131,7 @@ class Trial:
         curated = curation_figures(vectors, probabilities, self.noisy[noise], self.truth, rows, self.config, CLASSES)
         found = {name: value for name, value in curated.items() if name in FIGURES and value is not None}
         found["probe_on_references"] = probe_accuracy(
-            vectors[rows], self.truth[rows], embed(model, self.test_images)[0], self.test_truth, self.config.seed
+            vectors[rows], self.truth[rows], embed(model, self.judged_images)[0], self.judged_truth, self.config.seed
         )
         found["seconds"] = seconds
         print(self.config.seed, noise, {name: round(value, 4) for name, value in found.items()}, flush=True)
@@ -165,17 +167,17 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", default=["symflip:0.4", "symflip:0.8"])
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    train_set = read_images(arguments.cifar10, "train").first(arguments.images)
-    test_set = read_images(arguments.cifar10, "test").first(TEST_IMAGES)
-    images, truth = train_set.pixels, train_set.labels
+    found = read_images(arguments.cifar10, "train").first(arguments.images + JUDGED)
+    used, judged = slice(0, arguments.images), slice(arguments.images, None)
+    images, truth = found.pixels[used], found.labels[used]
     values: dict[tuple[str, str], list[list[float]]] = {}
     for seed in range(arguments.seeds):
         trial = Trial(
             make_config(load_preset("cifar10"), {"seed": seed}),
             images,
             truth,
-            test_set.pixels,
-            test_set.labels,
+            found.pixels[judged],
+            found.labels[judged],
             draw_references(np.arange(len(truth)), truth, per_class=10, classes=CLASSES, seed=seed),
             {noise: inject(truth, CLASSES, noise, seed) for noise in arguments.noise},
         )
@@ -194,7 +196,7 @@ def table(values: dict[tuple[str, str], list[list[float]]], images: int, epochs:
         f"{images:,} CIFAR-10 images, `cnn_small`, {images * epochs:,} image passes ({epochs} supervised or "
         f"{epochs // 2} contrastive epochs), 10 references a class, preset cifar10 without mirror "
         f"images, {seeds} seeds: mean ± standard deviation. "
-        f"probe_on_references: accuracy on {TEST_IMAGES:,} test images of a head trained on the references.",
+        f"probe_on_references: accuracy on {JUDGED:,} other training images of a head trained on the references.",
         "",
         "| noise | pre-training | " + " | ".join(FIGURES) + " |",
         "|---" * (len(FIGURES) + 2) + "|",
