@@ -3,10 +3,10 @@
     python benchmarks/published.py --data DIR --work FOLDER --out FOLDER --seeds 0 --minutes 9
 
 Needs torch, torchvision, Pillow, pyarrow and safetensors, neither Ray nor FAISS.
-DIR has the folders `cifar10` and `cifar100` with `train*.npz` and `test*.npz`
-(`cifar.read_images`). Start the same command again to go on: every finished training and curation in --work is kept,
-an unfinished training goes on from its last save. After each setting published.json and published.md are written to
---out, of all rows in --work that are of the same recipe.
+DIR has the folders `cifar10` and `cifar100` with `train*.npz` and `test*.npz` (`cifar.read_images`), and
+`cifar10n/train-labels.npz` with CIFAR-10N's labels. Start the same command again to go on: every finished training and
+curation in --work is kept, an unfinished training goes on from its last save. After each setting published.json and
+published.md are written to --out, of all rows in --work that are of the same recipe.
 Human labels: `--settings cifar10:human:FILE.npz:NAME`, in the official order of the images, FILE below DIR or any path.
 
 The true labels of the training images give the noise, the references and the figures; training and curation read those
