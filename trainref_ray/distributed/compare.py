@@ -276,7 +276,7 @@ class _Seed:
             size=config.report.gallery,
             seed=self._seed,
         )
-        return content.with_images(lambda rows: _images(run, tests, rows))
+        return None if content is None else content.with_images(lambda rows: _images(run, tests, rows))
 
 
 def _images(run: CurationRun, tests: np.ndarray, rows: Sequence[int]) -> dict[int, bytes]:

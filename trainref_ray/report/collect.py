@@ -242,18 +242,21 @@ def _results(summary: dict[str, Any]) -> Table:
 
 
 def _reliability(run: CurationRun, summary: dict[str, Any]) -> list[Reliability]:
-    if not run.stages["predictions"]:
+    if not _is_tested(summary):
         return []
     logits, labels = test_logits(run, run.stages["models"][-1]["round"])
-    diagrams = []
-    for name, temperature in (
-        ("before temperature scaling", 1.0),
-        ("after temperature scaling", summary["temperature"]),
-    ):
-        bins = reliability_bins(softmax(logits, temperature), labels)
-        ece = summary["metrics"]["ece" if temperature == 1.0 and "before" in name else "ece_ts"]
-        diagrams.append(Reliability(name, bins, ece))
-    return diagrams
+    return [
+        Reliability(name, reliability_bins(softmax(logits, temperature), labels), summary["metrics"][metric])
+        for name, temperature, metric in (
+            ("before temperature scaling", 1.0, "ece"),
+            ("after temperature scaling", summary["temperature"], "ece_ts"),
+        )
+    ]
+
+
+def _is_tested(summary: dict[str, Any]) -> bool:
+    """Whether a model predicted test images whose class is known."""
+    return "accuracy" in summary["metrics"]
 
 
 def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[str]:
@@ -277,6 +280,8 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
             f"No sample is called out of distribution: the {calibrated['calibration_samples']} samples to set the cut "
             f"on are too few for the quantile {config.ood.quantile:g}."
         )
+    if run.stages["predictions"] and not _is_tested(summary):
+        notes.append("No test image has a usable label: nothing was measured on the test set.")
     held_out = len(run.stages["held_out"])
     if config.pretrain.reads_labels:
         notes.append(f"{held_out} references were seen by no training; they chose the epoch and the temperature.")

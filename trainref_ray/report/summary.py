@@ -45,7 +45,7 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
         for index, number in enumerate(models[1:], start=1):
             rounds[number - 1] |= _confidence(run, number, model_temperature(run.model_stage(index)))
         intervals |= _confidence_intervals(run, models[-1], config)
-        if config.pretrain.reads_labels:
+        if config.pretrain.reads_labels and final:
             baselines["cross_entropy"] = _confidence(run, models[0], model_temperature(run.model_stage(0)))
             baselines["cross_entropy"]["intervals"] = _confidence_intervals(run, models[0], config)
     for per_class in config.evaluate.fewer_references:

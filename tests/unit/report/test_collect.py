@@ -1,0 +1,29 @@
+"""From a run's tables to what the report shows, where truth and test images are whole, in part or missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_run import finished_run, pictures
+
+from trainref_ray.report.collect import collect
+from trainref_ray.report.page import render
+
+
+def test_a_test_set_measures_the_model(tmp_path: Path) -> None:
+    content = collect(finished_run(tmp_path), pictures)
+    assert [figure.value for figure in content.headline if figure.name == "accuracy"] == [0.75]
+    assert [diagram.bins.count.sum() for diagram in content.reliability] == [4, 4]
+    assert content.reliability[0].ece == pytest.approx(abs(0.75 - 1 / (1 + 2.718281828**-3)))
+    assert [name for name, _ in content.results.rows] == ["cross entropy", "trainref"]
+    assert not any("test image" in note for note in content.notes)
+
+
+def test_a_test_set_without_an_image_of_a_class_is_named_and_measures_nothing(tmp_path: Path) -> None:
+    content = collect(finished_run(tmp_path, test_truth=[-1] * 4), pictures)
+    assert content.reliability == []
+    assert {"accuracy", "ece_ts"}.isdisjoint(figure.name for figure in content.headline)
+    assert [name for name, _ in content.results.rows] == ["trainref"]
+    assert "No test image has a usable label: nothing was measured on the test set." in content.notes
+    assert "no model predicted test images with a usable label" in render(content)
