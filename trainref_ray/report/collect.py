@@ -104,7 +104,7 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
     truth = true_labels(run, uids)
     given = decisions["label"].to_numpy()
     classes = len(run.class_names)
-    known = truth != UNKNOWN
+    is_known = bool((truth != UNKNOWN).all())  # beside counts of all images, those of some would mislead
     quarantined = run.decisions().filter(pa.array(np.array(run.decisions()["decision"].to_pylist()) == "quarantined"))
     return ReportContent(
         title="Curation report",
@@ -115,7 +115,7 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
         class_names=run.class_names,
         noisy_counts=np.bincount(given, minlength=classes).tolist(),
         curated_counts=curated_class_counts(run).tolist(),
-        true_counts=np.bincount(truth[truth >= 0], minlength=classes).tolist() if known.any() else None,
+        true_counts=np.bincount(truth[truth >= 0], minlength=classes).tolist() if is_known else None,
         gallery=[
             _card(run, decisions, row, images, truth, found) for row, found in zip(gallery, supporters, strict=True)
         ],

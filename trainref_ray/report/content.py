@@ -174,7 +174,7 @@ class ReportContent:
         class_names: C names.
         noisy_counts: [C] samples of each given label.
         curated_counts: [C] sums of the soft labels.
-        true_counts: [C] samples of each true label, None where they are not known.
+        true_counts: [C] samples of each true label, None unless it is known of all usable samples.
         gallery: samples with their soft labels.
         ood_gallery: samples called out-of-distribution, the strangest first.
         random_ood: samples called out-of-distribution, drawn at random.

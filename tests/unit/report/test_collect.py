@@ -27,3 +27,12 @@ def test_a_test_set_without_an_image_of_a_class_is_named_and_measures_nothing(tm
     assert [name for name, _ in content.results.rows] == ["trainref"]
     assert "No test image has a usable label: nothing was measured on the test set." in content.notes
     assert "no model predicted test images with a usable label" in render(content)
+
+
+def test_true_counts_are_shown_beside_the_others_where_all_are_known(tmp_path: Path) -> None:
+    content = collect(finished_run(tmp_path / "all"), pictures)
+    assert content.true_counts == [3, 3]  # g is of no class, and h is quarantined
+    assert "whatever was decided" in render(content)
+    content = collect(finished_run(tmp_path / "some", truth=[0, *[None] * 4, 0, -1, 1]), pictures)
+    assert content.true_counts is None
+    assert "true labels" not in render(content)

@@ -219,10 +219,23 @@ def test_the_page_of_random_ood_images_shows_each_and_marks_those_of_a_class() -
     known = dataclasses.replace(foreign, key="digit-1", truth="three")
     page = Page(render_ood(dataclasses.replace(EXAMPLE, random_ood=[foreign, known])))
     assert "2 of the 98 images" in page.text
+    assert "those that do belong to a class are marked with it" in page.text
+    assert "truth unknown" not in page.text
     assert page.text.count("is three") == 1
     assert "is none of the classes" not in page.text
     assert len(page.all("img")) == 2
     assert [link["href"] for link in page.all("a")] == ["index.html#ood"]
+
+
+def test_the_page_of_random_ood_images_marks_those_of_which_nothing_is_known_among_others() -> None:
+    known = EXAMPLE.ood_gallery[0]
+    unknown = dataclasses.replace(known, truth=None)
+    page = Page(render_ood(dataclasses.replace(EXAMPLE, random_ood=[known, unknown, unknown], true_counts=None)))
+    assert page.text.count("truth unknown") == 2
+    assert "are marked with it" in page.text
+    page = Page(render_ood(dataclasses.replace(EXAMPLE, random_ood=[unknown])))
+    assert "truth" not in page.text
+    assert "are marked" not in page.text
 
 
 def test_hostile_text_on_the_page_of_random_ood_images_stays_text() -> None:
