@@ -90,7 +90,7 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
     summary = run.summary
     config = make_config(run.settings)
     decisions = usable_decisions(run)
-    gallery = gallery_rows(decisions, config.report.gallery, config.seed)
+    gallery = gallery_rows(decisions, run.reference_uids, config.report.gallery, config.seed)
     strange = _strangest(decisions, config.report.gallery)
     random_ood = _random_ood(decisions, config.report.random_ood, config.seed)
     uids = decisions["uid"].to_numpy()
@@ -128,20 +128,23 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
         quarantine_total=quarantined.num_rows,
         reliability=_reliability(run, summary),
         stages=summary["stages"],
+        decide=config.decide,
         settings=summary["config"],
         versions=summary["versions"],
         notes=_notes(run, config, summary),
     )
 
 
-def gallery_rows(decisions: pa.Table, size: int, seed: int) -> list[int]:
+def gallery_rows(decisions: pa.Table, references: np.ndarray, size: int, seed: int) -> list[int]:
     """Rows for the gallery: a third each of relabelled, softened and kept samples, drawn at random, so that the page
-    shows what is typical and not what is flattering."""
+    shows what is typical and not what is flattering. References, uids int64 [R], are left out: theirs is no curated
+    distribution."""
     decision = np.array(decisions["decision"].to_pylist())
+    judged = ~np.isin(decisions["uid"].to_numpy(), references)
     random = np.random.default_rng(seed)
     chosen: list[int] = []
     for name in ("relabel", "soften", "keep"):
-        rows = np.flatnonzero(decision == name)
+        rows = np.flatnonzero((decision == name) & judged)
         chosen += np.sort(random.permutation(rows)[: -(-size // 3)]).tolist()
     return chosen[:size]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainref_ray.config import DecideSettings
 from trainref_ray.evaluate.metrics import ReliabilityBins
 
 DIRECTIONS = ("higher", "lower", None)
@@ -182,6 +183,7 @@ class ReportContent:
         quarantine_total: all of them.
         reliability: diagrams, e.g. before and after temperature scaling.
         stages: records with name, round, seconds, items, items_per_second, shards, shards_reused.
+        decide: the settings by which it was decided, for the words that explain the decisions.
         settings: nested settings of the run.
         versions: package -> version.
         notes: sentences a reader should know.
@@ -203,6 +205,7 @@ class ReportContent:
     quarantine_total: int = 0
     reliability: Sequence[Reliability] = ()
     stages: Sequence[Mapping[str, Any]] = ()
+    decide: DecideSettings = field(default_factory=DecideSettings)
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from trainref_ray.config import DecideSettings
 from trainref_ray.evaluate.metrics import ReliabilityBins
 from trainref_ray.report.content import Figure, Reliability, ReportContent, SampleCard, SupporterCard, Table
 
@@ -78,6 +79,7 @@ EXAMPLE = ReportContent(
             "shards_reused": 3,
         }
     ],
+    decide=DecideSettings(keep_at=0.6),
     settings={"seed": 0, "vote": {"k": 10}, "data": ["a.tar", "b.tar"]},
     versions={"python": "3.11"},
     notes=["50 references were given."],

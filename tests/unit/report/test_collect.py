@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from small_run import finished_run, pictures
 
+from trainref_ray.report.card import dataset_card
 from trainref_ray.report.collect import collect
 from trainref_ray.report.page import render
 
@@ -36,3 +37,16 @@ def test_true_counts_are_shown_beside_the_others_where_all_are_known(tmp_path: P
     content = collect(finished_run(tmp_path / "some", truth=[0, *[None] * 4, 0, -1, 1]), pictures)
     assert content.true_counts is None
     assert "true labels" not in render(content)
+
+
+def test_the_words_of_decisions_are_those_of_the_run_s_settings(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, settings={"decide": {"keep_at": 0.3, "relabel_as": "hard"}})
+    content = collect(run, pictures)
+    assert (content.decide.keep_at, content.decide.relabel_as) == (0.3, "hard")
+    assert "at least 0.3" in dataset_card(content)
+
+
+def test_the_gallery_holds_no_reference(tmp_path: Path) -> None:
+    """Theirs are trusted labels: d was given as a cat, and is kept as the dog that it is."""
+    content = collect(finished_run(tmp_path), pictures)
+    assert [(card.key, card.decision) for card in content.gallery] == [("c", "relabel"), ("f", "soften"), ("b", "keep")]

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from report_example import CLASS_NAMES, EXAMPLE, many_classes, sample
 
+from trainref_ray.config import DecideSettings
 from trainref_ray.report.content import ReportContent
 from trainref_ray.report.page import (
+    decision_words,
     flat_settings,
     format_duration,
     format_interval,
@@ -130,6 +132,22 @@ def test_the_figures_of_the_run_are_on_the_page() -> None:
         "vote.k",
     ):
         assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "keep", "relabel"),
+    [
+        (DecideSettings(), "at least 0.5: the whole distribution is", "below 0.8 bit: the whole distribution is the"),
+        (DecideSettings(keep_at=0.3, keep_as="hard"), "at least 0.3: it alone is the label. Trusted references", "bit"),
+        (DecideSettings(relabel_entropy=1.2, relabel_as="hard"), "0.5", "below 1.2 bit: it alone is the label."),
+    ],
+)
+def test_decisions_are_explained_by_their_settings(settings: DecideSettings, keep: str, relabel: str) -> None:
+    words = decision_words(settings)
+    assert keep in words["keep"]
+    assert relabel in words["relabel"]
+    text = Page(render(dataclasses.replace(EXAMPLE, decide=settings))).text
+    assert all(word in text for word in words.values())
 
 
 def test_best_values_are_bold() -> None:
