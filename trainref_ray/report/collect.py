@@ -30,6 +30,8 @@ SHOWN_SUPPORTERS = 4
 SHOWN_CLASSES = 5
 """Supporters and classes beside each image, as the paper's page shows them."""
 SHOWN_QUARANTINED = 200
+SHOWN_LEFT_SHORT = 10
+"""Names in the note on classes that no sample joined; summary.json has all."""
 HEADLINES = {
     "noise_auroc": (
         "Wrong labels found (AUROC)",
@@ -271,7 +273,9 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
     ]
     if facts["classes_left_short"]:
         names = [run.class_names[label] for label in facts["classes_left_short"]]
-        notes.append(f"No more samples joined than were given in {len(names)} classes: {', '.join(names[:10])}.")
+        classes = f"{len(names):,} {'class' if len(names) == 1 else 'classes'}"
+        shown = ", ".join(names[:SHOWN_LEFT_SHORT]) + (", …" if len(names) > SHOWN_LEFT_SHORT else "")
+        notes.append(f"No sample joined the references of {classes}: {shown}.")
     if run.rounds > config.rounds:
         notes.append(
             f"The model was trained on the label distributions of round {config.rounds}; the decisions here are its "

@@ -56,7 +56,9 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "counts": counts,
         "metrics": rounds[-1] | final,
         "intervals": intervals,
-        "rounds": rounds,
+        "rounds": [
+            figures | {"classes_left_short": _left_short(run, number)} for number, figures in enumerate(rounds, start=1)
+        ],
         "baselines": baselines,
         "temperature": model_temperature(run.model_stage(-1)) if config.pretrain.reads_labels or models[-1] else None,
         "stages": stages,
@@ -140,6 +142,11 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
             figures["wrong_references_kept"] = _share(stayed[was_wrong])
             figures["right_references_kept"] = _share(stayed[~was_wrong])
     return figures
+
+
+def _left_short(run: CurationRun, number: int) -> list[str]:
+    """Names of the classes that no sample joined in a round."""
+    return [run.class_names[label] for label in run.stage("references", number).facts()["classes_left_short"]]
 
 
 def _joined(run: CurationRun, number: int) -> tuple[np.ndarray, np.ndarray]:

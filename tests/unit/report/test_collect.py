@@ -50,3 +50,11 @@ def test_the_gallery_holds_no_reference(tmp_path: Path) -> None:
     """Theirs are trusted labels: d was given as a cat, and is kept as the dog that it is."""
     content = collect(finished_run(tmp_path), pictures)
     assert [(card.key, card.decision) for card in content.gallery] == [("c", "relabel"), ("f", "soften"), ("b", "keep")]
+
+
+def test_classes_that_no_sample_joined_are_named_in_the_summary_and_in_a_note(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, left_short=[1])
+    assert [figures["classes_left_short"] for figures in run.summary["rounds"]] == [["dog"]]
+    assert "classes_left_short" not in run.summary["metrics"]  # those are numbers
+    assert "No sample joined the references of 1 class: dog." in collect(run, pictures).notes
+    assert finished_run(tmp_path).summary["rounds"][0]["classes_left_short"] == []
