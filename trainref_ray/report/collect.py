@@ -20,6 +20,7 @@ from trainref_ray.report.content import (
     SampleCard,
     SupporterCard,
     Table,
+    baseline_label,
 )
 from trainref_ray.report.page import render, render_ood
 from trainref_ray.report.summary import UNKNOWN, curated_class_counts, test_logits, true_labels, usable_decisions
@@ -236,7 +237,7 @@ def _results(summary: dict[str, Any]) -> Table:
         for name in TABLE_COLUMNS
         if any(name in row for row in [summary["metrics"], *summary["baselines"].values()])
     ]
-    rows = [(name.replace("_", " "), figures) for name, figures in summary["baselines"].items()]
+    rows = [(baseline_label(name), figures) for name, figures in summary["baselines"].items()]
     rows += [(f"trainref, round {number}", figures) for number, figures in enumerate(summary["rounds"][:-1], start=1)]
     rows.append(("trainref", summary["metrics"]))
     return Table(

@@ -30,11 +30,22 @@ METRIC_LABELS = {
 }
 """METHOD 7's names in words; the suffix `_ts` means after temperature scaling."""
 
+FEWER_REFERENCES = "references_per_class_"
+"""Begins the name of a baseline that is a curation with so many references a class."""
+
 
 def metric_label(name: str) -> str:
     """The words for a metric of `summary.json`; an unknown name stays as it is."""
     base = name.removesuffix("_ts")
     return METRIC_LABELS.get(base, base) + (", scaled" if name.endswith("_ts") else "")
+
+
+def baseline_label(name: str) -> str:
+    """The words for a baseline of `summary.json`."""
+    count = name.removeprefix(FEWER_REFERENCES)
+    if count == name:
+        return name.replace("_", " ")
+    return f"trainref before fine-tuning, {count} {'reference' if count == '1' else 'references'} a class"
 
 
 @dataclass(frozen=True)

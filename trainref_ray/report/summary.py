@@ -17,6 +17,7 @@ import pyarrow as pa
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.config import Config, make_config
 from trainref_ray.evaluate import metrics
+from trainref_ray.report.content import FEWER_REFERENCES
 from trainref_ray.results import CurationRun, model_temperature
 from trainref_ray.schemas import DECISIONS, dense_soft_labels, to_matrix
 
@@ -51,7 +52,7 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
     for per_class in config.evaluate.fewer_references:
         figures = _fewer_references(run, config, per_class)
         if figures is not None:
-            baselines[f"references_per_class_{per_class}"] = figures
+            baselines[f"{FEWER_REFERENCES}{per_class}"] = figures
     return {
         "counts": counts,
         "metrics": rounds[-1] | final,
@@ -219,18 +220,20 @@ def _confidence_intervals(run: CurationRun, round_: int, config: Config) -> dict
 def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[str, Any] | None:
     """The first round's curation once more with fewer references a class, on the same embeddings.
 
-    Those of later rounds are of models that learned from all references.
+    Those of later rounds are of models that learned from all references. None where there are too many samples for
+    one process, or the truth of none of them is known.
     """
-    table = run.table("embeddings", 1, ["uid", "embedding"])
-    if table.num_rows > FEWER_REFERENCES_LIMIT:
+    arrays = _arrays(run, 1)
+    measurable = (arrays["truth"] != UNKNOWN) & ~arrays["is_reference"]
+    if len(measurable) > FEWER_REFERENCES_LIMIT or not measurable.any():
         return None
+    table = run.table("embeddings", 1, ["uid", "embedding"])
     uids = table["uid"].to_numpy()
     features, model = to_matrix(table["embedding"]).astype(np.float32), run.model_probabilities(1)
     labels = np.array(run.stages["references"]["labels"])
     usable = run.is_curating
     chosen = np.concatenate([np.flatnonzero((labels == label) & usable)[:per_class] for label in np.unique(labels)])
     rows = np.searchsorted(uids, run.reference_uids[chosen])
-    arrays = _arrays(run, 1)
     others = ~np.isin(np.arange(len(uids)), rows)
     result = curate_arrays(
         features[others],
@@ -244,7 +247,7 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
     )
     part = {name: values[others] for name, values in arrays.items()}
     part |= {
-        "best": result.soft_label.argmax(1) if result.best_class is None else result.best_class,
+        "best": result.best_class,
         "quality": result.label_quality,
         "ood_score": result.ood_score,
         "flagged_wrong": result.label_quality < config.decide.keep_at,

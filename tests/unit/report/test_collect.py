@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from small_run import finished_run, pictures
 
+from trainref_ray.cli import result_rows
+from trainref_ray.report import summary
 from trainref_ray.report.card import dataset_card
 from trainref_ray.report.collect import collect
 from trainref_ray.report.page import render
@@ -58,3 +60,17 @@ def test_classes_that_no_sample_joined_are_named_in_the_summary_and_in_a_note(tm
     assert "classes_left_short" not in run.summary["metrics"]  # those are numbers
     assert "No sample joined the references of 1 class: dog." in collect(run, pictures).notes
     assert finished_run(tmp_path).summary["rounds"][0]["classes_left_short"] == []
+
+
+def test_fewer_references_are_tried_where_that_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fewer = {"evaluate": {"fewer_references": [1]}}
+    run = finished_run(tmp_path / "known", settings=fewer)
+    assert run.summary["baselines"]["references_per_class_1"]["relabel_accuracy"] is not None
+    names = [name for name, _ in collect(run, pictures).results.rows]
+    assert names == ["cross entropy", "trainref before fine-tuning, 1 reference a class", "trainref"]
+    assert [name for name, _ in result_rows(run.summary)] == names
+
+    monkeypatch.setattr(summary, "curate_arrays", lambda *_, **__: pytest.fail("a curation for a row of dashes"))
+    of_references = [0, None, None, 1, 1, None, None, None]
+    run = finished_run(tmp_path / "unknown", truth=of_references, settings=fewer)
+    assert list(run.summary["baselines"]) == ["cross_entropy"]
