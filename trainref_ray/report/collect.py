@@ -200,7 +200,7 @@ def _card(
         given = set(run.reference_uids.tolist())
         keys = _keys(run, found["uid"])
         for uid, similarity, label in zip(found["uid"].tolist(), found["similarity"], found["label"], strict=True):
-            supporters.append(SupporterCard(keys[uid], images[uid], names[label], similarity, None, uid in given))
+            supporters.append(SupporterCard(keys[uid], images[uid], names[label], similarity, uid in given))
     return SampleCard(
         key=record["key"],
         image=images[record["uid"]],

@@ -112,7 +112,6 @@ class SupporterCard:
         image: the image file's bytes.
         label: name of its class.
         similarity: cosine, -1 to 1.
-        influence: of METHOD 1, -1 to 1, if computed.
         given: true = from the reference set, false = added by augmentation.
     """
 
@@ -120,7 +119,6 @@ class SupporterCard:
     image: bytes
     label: str
     similarity: float
-    influence: float | None
     given: bool
 
 
@@ -138,7 +136,7 @@ class SampleCard:
         ood_score: 0 to 1, higher = stranger.
         reason: why this decision.
         top: the largest classes of the curated distribution and their probabilities, largest first.
-        supporters: the most influential supporters, most influential first.
+        supporters: the most similar supporters, most similar first.
     """
 
     key: str

@@ -7,7 +7,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -103,11 +102,6 @@ def render_ood(content: ReportContent) -> str:
         .get_template("ood.html.j2")
         .render(content=content, style=style, style_hash=policy_hash(style), thumbnail=thumbnail)
     )
-
-
-def write(content: ReportContent, path: Path) -> None:
-    """Write the page to a file."""
-    path.write_text(render(content), encoding="utf-8")
 
 
 def policy_hash(text: str) -> str:

@@ -26,9 +26,7 @@ def digit(row: int) -> bytes:
 def sample(decision: str, given: str, leading: str, row: int = 8, quality: float = 0.031) -> SampleCard:
     """A card whose supporters are the next images; `leading` has probability 0.7."""
     supporters = [
-        SupporterCard(
-            f"s-{row}-{place}", digit(row + place), leading, 1 - 0.03 * place, 0.31 if place == 1 else None, place == 1
-        )
+        SupporterCard(f"s-{row}-{place}", digit(row + place), leading, 1 - 0.03 * place, place == 1)
         for place in (1, 2, 3, 4)
     ]
     top = [(leading, 0.7), ("three", 0.2), ("nine", 0.1)]

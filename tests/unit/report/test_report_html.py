@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from trainref_ray.report.page import (
     format_value,
     render,
     render_ood,
-    write,
 )
 
 ATTACK = "<script>alert(1)</script>"
@@ -123,7 +121,6 @@ def test_the_figures_of_the_run_are_on_the_page() -> None:
         "Label quality 0.031: eight leads with 0.70",
         "The given label, six, is not among them.",
         "cosine 0.97",
-        "influence 0.31",
         "1 min 05 s",
         "3 of 8",
         "calibration error 0.143",
@@ -225,11 +222,6 @@ def test_settings_are_flat_and_passwords_hidden() -> None:
         "mail": "a@b",
         "url": "https://host/path@2",
     }
-
-
-def test_write(tmp_path: Path) -> None:
-    write(EXAMPLE, tmp_path / "index.html")
-    assert (tmp_path / "index.html").read_text(encoding="utf-8") == render(EXAMPLE)
 
 
 def test_the_page_of_random_ood_images_shows_each_and_marks_those_of_a_class() -> None:
