@@ -86,6 +86,15 @@ def test_hostile_names_and_keys_stay_text() -> None:
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
 
 
+def test_names_are_set_apart_from_the_text_around_them() -> None:
+    """One that reverses the direction of writing would else mirror what follows."""
+    card = dataclasses.replace(sample("soften", "\u202eone", "two"), truth="\u202ethree")
+    content = dataclasses.replace(EXAMPLE, gallery=[card], ood_gallery=[card], random_ood=[card])
+    for html, places in ((render(content), 2), (render_ood(content), 1)):
+        assert html.count("<bdi>\u202ethree</bdi>") == places
+        assert html.count("<bdi>\u202eone</bdi>") >= places
+
+
 def test_nothing_is_fetched_and_only_the_own_style_and_script_are_allowed() -> None:
     html = render(EXAMPLE)
     assert not re.search(r"""(src|href|srcset|action|data|poster)\s*=\s*["']?\s*(https?:)?//""", html)
