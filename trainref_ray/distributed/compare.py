@@ -311,4 +311,6 @@ def _finish(storage: Storage, config: Config, request: Request, seeds: Sequence[
     storage.write_bytes("report/compare.html", page.encode())
     if confidence is not None:
         storage.write_bytes("report/confidence.html", render_confidence(confidence).encode())
+    else:
+        storage.remove("report/confidence.html")  # of an earlier start
     return Comparison(table, storage)
