@@ -20,6 +20,7 @@ from rich.table import Table
 
 from trainref_ray.config import Config, SweepSettings, load_preset, make_config
 from trainref_ray.errors import ConfigError, ResourceError, TrainRefError
+from trainref_ray.report.content import baseline_label
 from trainref_ray.results import CurationRun, CurationSweep, load_run
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def result_rows(summary: dict) -> list[tuple[str, dict]]:
     """Rows of the results table: the baselines, each round, the final figures with their intervals."""
     rows: list[tuple[str, dict]] = []
     for name, figures in summary["baselines"].items():
-        rows.append((name.replace("_", " "), figures))
+        rows.append((baseline_label(name), figures))
     for number, figures in enumerate(summary["rounds"][:-1], start=1):
         rows.append((f"trainref, round {number}", figures))
     rows.append(("trainref", {**summary["metrics"], "intervals": summary["intervals"]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import runpy
 import shutil
@@ -55,16 +56,21 @@ def with_script(html: str, script: str) -> str:
     return POLICY.sub("", html).replace("</body>", f"<script>{script}</script></body>")
 
 
-def width_in_a_window_of(folder: Path, html: str, width: int) -> int:
-    """How wide a page is that is shown in a window of so many pixels: more if something sticks out."""
-    inner = with_script(html, "parent.postMessage(document.documentElement.scrollWidth, '*')")
+def asked_in_a_window_of(folder: Path, html: str, width: int, question: str) -> str:
+    """What a page answers to an expression of JavaScript where it is shown in a window of so many pixels."""
+    inner = with_script(html, f"parent.postMessage({question}, '*')")
     (folder / "inner.html").write_text(inner, encoding="utf-8")
     outer = (
         "<title>none</title><script>addEventListener('message', (event) => { document.title = event.data; });</script>"
         f'<iframe src="inner.html" width="{width}" height="900" style="border: 0"></iframe>'
     )
     dom, _ = browse(folder, outer, "--dump-dom", "--virtual-time-budget=3000")
-    return int(dom.partition("<title>")[2].partition("</title>")[0])
+    return dom.partition("<title>")[2].partition("</title>")[0]
+
+
+def width_in_a_window_of(folder: Path, html: str, width: int) -> int:
+    """How wide a page is that is shown in a window of so many pixels: more if something sticks out."""
+    return int(asked_in_a_window_of(folder, html, width, "document.documentElement.scrollWidth"))
 
 
 def test_the_page_loads_without_errors_and_its_script_runs(tmp_path: Path) -> None:
@@ -107,6 +113,23 @@ def test_the_gallery_filters_and_sorts(tmp_path: Path, name: str, value: str, ex
 @pytest.mark.parametrize("width", [380, 760, 1280])
 def test_nothing_sticks_out_at_any_width(tmp_path: Path, width: int) -> None:
     assert width_in_a_window_of(tmp_path, render(EXAMPLE), width) == width
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_names_that_cannot_be_broken_stay_in_their_column(tmp_path: Path, width: int) -> None:
+    name = "Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichenverordnung_" * 2
+    card = dataclasses.replace(EXAMPLE.gallery[0], given=name, truth=name, top=[("three", 1.0)])
+    html = render(dataclasses.replace(EXAMPLE, gallery=[card], notes=[f"No sample joined: {name}."]))
+    assert width_in_a_window_of(tmp_path, html, width) == width
+
+
+def test_a_phone_shows_what_a_decision_means_under_its_badge(tmp_path: Path) -> None:
+    question = (
+        '[...document.querySelectorAll(".decided tbody tr")].every((row) => {'
+        'const [badge, what] = [".badge", ".what"].map((part) => row.querySelector(part).getBoundingClientRect());'
+        "return what.height > 0 && what.top >= badge.bottom && what.right <= innerWidth; })"
+    )
+    assert asked_in_a_window_of(tmp_path, render(EXAMPLE), 380, question) == "true"
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -276,7 +276,7 @@ class _Seed:
             size=config.report.gallery,
             seed=self._seed,
         )
-        return content.with_images(lambda rows: _images(run, tests, rows))
+        return None if content is None else content.with_images(lambda rows: _images(run, tests, rows))
 
 
 def _images(run: CurationRun, tests: np.ndarray, rows: Sequence[int]) -> dict[int, bytes]:
@@ -311,4 +311,6 @@ def _finish(storage: Storage, config: Config, request: Request, seeds: Sequence[
     storage.write_bytes("report/compare.html", page.encode())
     if confidence is not None:
         storage.write_bytes("report/confidence.html", render_confidence(confidence).encode())
+    else:
+        storage.remove("report/confidence.html")  # of an earlier start
     return Comparison(table, storage)

@@ -30,7 +30,7 @@ def take_inventory(context: Context) -> None:
     """Read the tars that were not read before, and fill the context with what is in them.
 
     Raises:
-        ShardError: there is no usable sample at all.
+        ShardError: there is no usable sample at all, or there are test shards and none in them.
     """
     context.inventory = context.stage("inventory", 0, ",".join(context.inputs.class_names or ()))
     context.truth = replace(context.inventory, name="truth")
@@ -48,11 +48,31 @@ def take_inventory(context: Context) -> None:
     rows = {shard_id: marker["ok"] + marker["quarantined"] for shard_id, marker in markers.items()}
     inputs.shards = [replace(shard, rows=rows[shard.shard_id]) for shard in inputs.shards]
     inputs.test_shards = [replace(shard, rows=rows[shard.shard_id]) for shard in inputs.test_shards]
-    if not sum(context.usable[shard.shard_id] for shard in inputs.shards):
-        errors = context.inventory.read_shard(inputs.shards[0].shard_id)["error"].drop_null()
-        reason = errors[0].as_py() if len(errors) else "the shards are empty"
-        raise ShardError(f"no usable sample in {len(inputs.shards)} shards; the first reason: {reason}")
+    _require_usable(context, inputs.shards, "shards")
+    if inputs.test_shards:
+        _require_usable(context, inputs.test_shards, "test shards (--test-data, which a curation can do without)")
+        _tell_foreign_tests(context)
     _name_samples(context)
+
+
+def _require_usable(context: Context, shards: list[ShardRead], words: str) -> None:
+    if not sum(context.usable[shard.shard_id] for shard in shards):
+        errors = context.inventory.read_shard(shards[0].shard_id)["error"].drop_null()
+        reason = errors[0].as_py() if len(errors) else "the shards are empty"
+        raise ShardError(f"no usable sample in {len(shards)} {words}; the first reason: {reason}")
+
+
+def _tell_foreign_tests(context: Context) -> None:
+    """A line, before anything is trained, where no usable test image is of a class: they measure nothing."""
+    for shard in context.inputs.test_shards:
+        is_ok = pc.equal(context.inventory.read_shard(shard.shard_id, ["status"])["status"], OK)
+        truth = context.truth.read_shard(shard.shard_id, ["true_label"])["true_label"]
+        if pc.any(pc.and_(is_ok, pc.not_equal(truth.fill_null(UNLABELLED), -1))).as_py():
+            return
+    context.reporter.message(
+        f"warning: no test image is of a class: the field {context.config.truth_field!r} is -1 in all of them, and the "
+        "model is measured on none"
+    )
 
 
 def _read_tars(context: Context, shards: list[ShardRead]) -> None:

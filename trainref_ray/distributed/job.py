@@ -212,8 +212,8 @@ def release_model(pipeline: Pipeline, temperature: float) -> None:
 def log_run(tracker: Tracker, pipeline: Pipeline, summary: dict[str, Any]) -> None:
     """Figures of each round, curves of each training, the files a person wants, and the model."""
     context = pipeline.context
-    for step, metrics in enumerate(summary["rounds"], start=1):
-        tracker.metrics(metrics, step)
+    for step, figures in enumerate(summary["rounds"], start=1):
+        tracker.metrics({key: value for key, value in figures.items() if key != "classes_left_short"}, step)
     tracker.metrics(summary["metrics"], len(summary["rounds"]))
     for name, figures in summary["baselines"].items():
         tracker.metrics({f"{name}/{key}": value for key, value in figures.items() if key != "intervals"}, 0)

@@ -161,20 +161,6 @@ def quality_ece(label_quality: np.ndarray, right: np.ndarray, bins: int = 15) ->
     return _gap(_binned(quality, right, _equal_width(quality, bins))) if len(quality) else None
 
 
-def soft_nll(distribution: np.ndarray, target: np.ndarray) -> float | None:
-    """Mean cross-entropy −Σ t ln q of float [N, C] against target distributions [N, C], in nats; q at least `FLOOR`."""
-    if not len(target):
-        return None
-    return float(-(target * np.log(np.maximum(distribution, FLOOR, dtype=np.float64))).sum(axis=1).mean())
-
-
-def soft_kl(distribution: np.ndarray, target: np.ndarray) -> float | None:
-    """Mean Kullback-Leibler divergence of the target from the distribution, in nats, 0 = equal. As `soft_nll`."""
-    cross = soft_nll(distribution, target)
-    entropy = soft_nll(target, target)
-    return None if cross is None or entropy is None else cross - entropy
-
-
 def bootstrap_interval(
     function: Callable[..., float | None],
     arrays: Sequence[np.ndarray],

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from trainref_ray.report.content import ReportContent, metric_label
 from trainref_ray.report.figures import best_rows, class_changes, decision_segments
 from trainref_ray.report.page import (
-    DECISION_WORDS,
     MISSING,
+    decision_words,
     format_count,
     format_interval,
     format_percent,
@@ -53,8 +53,9 @@ def _decisions(content: ReportContent) -> Iterator[str]:
     if not segments:
         yield from ("No sample was decided.", "")
         return
+    words = decision_words(content.decide)
     rows = [
-        [segment.name, format_count(segment.count), format_percent(segment.share), DECISION_WORDS[segment.name][1]]
+        [segment.name, format_count(segment.count), format_percent(segment.share), words[segment.name]]
         for segment in segments
     ]
     yield from _table(["Decision", "Samples", "Share", "Meaning"], rows, numbers={1, 2})

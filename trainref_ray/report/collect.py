@@ -20,6 +20,7 @@ from trainref_ray.report.content import (
     SampleCard,
     SupporterCard,
     Table,
+    baseline_label,
 )
 from trainref_ray.report.page import render, render_ood
 from trainref_ray.report.summary import UNKNOWN, curated_class_counts, test_logits, true_labels, usable_decisions
@@ -30,6 +31,8 @@ SHOWN_SUPPORTERS = 4
 SHOWN_CLASSES = 5
 """Supporters and classes beside each image, as the paper's page shows them."""
 SHOWN_QUARANTINED = 200
+SHOWN_LEFT_SHORT = 10
+"""Names in the note on classes that no sample joined; summary.json has all."""
 HEADLINES = {
     "noise_auroc": (
         "Wrong labels found (AUROC)",
@@ -90,7 +93,7 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
     summary = run.summary
     config = make_config(run.settings)
     decisions = usable_decisions(run)
-    gallery = gallery_rows(decisions, config.report.gallery, config.seed)
+    gallery = gallery_rows(decisions, run.reference_uids, config.report.gallery, config.seed)
     strange = _strangest(decisions, config.report.gallery)
     random_ood = _random_ood(decisions, config.report.random_ood, config.seed)
     uids = decisions["uid"].to_numpy()
@@ -104,7 +107,7 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
     truth = true_labels(run, uids)
     given = decisions["label"].to_numpy()
     classes = len(run.class_names)
-    known = truth != UNKNOWN
+    is_known = bool((truth != UNKNOWN).all())  # beside counts of all images, those of some would mislead
     quarantined = run.decisions().filter(pa.array(np.array(run.decisions()["decision"].to_pylist()) == "quarantined"))
     return ReportContent(
         title="Curation report",
@@ -115,7 +118,7 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
         class_names=run.class_names,
         noisy_counts=np.bincount(given, minlength=classes).tolist(),
         curated_counts=curated_class_counts(run).tolist(),
-        true_counts=np.bincount(truth[truth >= 0], minlength=classes).tolist() if known.any() else None,
+        true_counts=np.bincount(truth[truth >= 0], minlength=classes).tolist() if is_known else None,
         gallery=[
             _card(run, decisions, row, images, truth, found) for row, found in zip(gallery, supporters, strict=True)
         ],
@@ -128,20 +131,23 @@ def collect(run: CurationRun, fetch: Fetch) -> ReportContent:
         quarantine_total=quarantined.num_rows,
         reliability=_reliability(run, summary),
         stages=summary["stages"],
+        decide=config.decide,
         settings=summary["config"],
         versions=summary["versions"],
         notes=_notes(run, config, summary),
     )
 
 
-def gallery_rows(decisions: pa.Table, size: int, seed: int) -> list[int]:
+def gallery_rows(decisions: pa.Table, references: np.ndarray, size: int, seed: int) -> list[int]:
     """Rows for the gallery: a third each of relabelled, softened and kept samples, drawn at random, so that the page
-    shows what is typical and not what is flattering."""
+    shows what is typical and not what is flattering. References, uids int64 [R], are left out: theirs is no curated
+    distribution."""
     decision = np.array(decisions["decision"].to_pylist())
+    judged = ~np.isin(decisions["uid"].to_numpy(), references)
     random = np.random.default_rng(seed)
     chosen: list[int] = []
     for name in ("relabel", "soften", "keep"):
-        rows = np.flatnonzero(decision == name)
+        rows = np.flatnonzero((decision == name) & judged)
         chosen += np.sort(random.permutation(rows)[: -(-size // 3)]).tolist()
     return chosen[:size]
 
@@ -194,7 +200,7 @@ def _card(
         given = set(run.reference_uids.tolist())
         keys = _keys(run, found["uid"])
         for uid, similarity, label in zip(found["uid"].tolist(), found["similarity"], found["label"], strict=True):
-            supporters.append(SupporterCard(keys[uid], images[uid], names[label], similarity, None, uid in given))
+            supporters.append(SupporterCard(keys[uid], images[uid], names[label], similarity, uid in given))
     return SampleCard(
         key=record["key"],
         image=images[record["uid"]],
@@ -231,7 +237,7 @@ def _results(summary: dict[str, Any]) -> Table:
         for name in TABLE_COLUMNS
         if any(name in row for row in [summary["metrics"], *summary["baselines"].values()])
     ]
-    rows = [(name.replace("_", " "), figures) for name, figures in summary["baselines"].items()]
+    rows = [(baseline_label(name), figures) for name, figures in summary["baselines"].items()]
     rows += [(f"trainref, round {number}", figures) for number, figures in enumerate(summary["rounds"][:-1], start=1)]
     rows.append(("trainref", summary["metrics"]))
     return Table(
@@ -242,18 +248,21 @@ def _results(summary: dict[str, Any]) -> Table:
 
 
 def _reliability(run: CurationRun, summary: dict[str, Any]) -> list[Reliability]:
-    if not run.stages["predictions"]:
+    if not _is_tested(summary):
         return []
     logits, labels = test_logits(run, run.stages["models"][-1]["round"])
-    diagrams = []
-    for name, temperature in (
-        ("before temperature scaling", 1.0),
-        ("after temperature scaling", summary["temperature"]),
-    ):
-        bins = reliability_bins(softmax(logits, temperature), labels)
-        ece = summary["metrics"]["ece" if temperature == 1.0 and "before" in name else "ece_ts"]
-        diagrams.append(Reliability(name, bins, ece))
-    return diagrams
+    return [
+        Reliability(name, reliability_bins(softmax(logits, temperature), labels), summary["metrics"][metric])
+        for name, temperature, metric in (
+            ("before temperature scaling", 1.0, "ece"),
+            ("after temperature scaling", summary["temperature"], "ece_ts"),
+        )
+    ]
+
+
+def _is_tested(summary: dict[str, Any]) -> bool:
+    """Whether a model predicted test images whose class is known."""
+    return "accuracy" in summary["metrics"]
 
 
 def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[str]:
@@ -265,7 +274,9 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
     ]
     if facts["classes_left_short"]:
         names = [run.class_names[label] for label in facts["classes_left_short"]]
-        notes.append(f"No more samples joined than were given in {len(names)} classes: {', '.join(names[:10])}.")
+        classes = f"{len(names):,} {'class' if len(names) == 1 else 'classes'}"
+        shown = ", ".join(names[:SHOWN_LEFT_SHORT]) + (", …" if len(names) > SHOWN_LEFT_SHORT else "")
+        notes.append(f"No sample joined the references of {classes}: {shown}.")
     if run.rounds > config.rounds:
         notes.append(
             f"The model was trained on the label distributions of round {config.rounds}; the decisions here are its "
@@ -277,6 +288,8 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
             f"No sample is called out of distribution: the {calibrated['calibration_samples']} samples to set the cut "
             f"on are too few for the quantile {config.ood.quantile:g}."
         )
+    if run.stages["predictions"] and not _is_tested(summary):
+        notes.append("No test image has a usable label: nothing was measured on the test set.")
     held_out = len(run.stages["held_out"])
     if config.pretrain.reads_labels:
         notes.append(f"{held_out} references were seen by no training; they chose the epoch and the temperature.")

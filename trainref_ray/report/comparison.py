@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -275,7 +276,8 @@ def charts(table: ComparisonTable) -> list[Chart]:
 
 
 def _chart(table: ComparisonTable, name: str, having: list[tuple[str, Cell]]) -> Chart:
-    ends = {method: _ends(cell) for method, cell in having}
+    largest = math.inf if name.startswith("nll") else 1.0  # all others are shares
+    ends = {method: _ends(cell, largest) for method, cell in having}
     least, most = min(low for low, _ in ends.values()), max(high for _, high in ends.values())
     width = max(most - least, 1e-9)
 
@@ -291,7 +293,8 @@ def _chart(table: ComparisonTable, name: str, having: list[tuple[str, Cell]]) ->
     return Chart(name, metric_label(name), METRICS[name], dots, ticks)
 
 
-def _ends(cell: Cell) -> tuple[float, float]:
+def _ends(cell: Cell, largest: float) -> tuple[float, float]:
+    """The interval as far as the figure can go: mean ± deviation may be below 0 or above a share's 1."""
     if cell.low is None or cell.high is None:
         return cell.mean, cell.mean
-    return cell.low, cell.high
+    return max(cell.low, 0.0), min(cell.high, largest)

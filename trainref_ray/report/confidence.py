@@ -74,7 +74,7 @@ def confidence_content(
     temperatures: Sequence[float],
     size: int,
     seed: int,
-) -> Confidence:
+) -> Confidence | None:
     """Draw images at random, the same number from each way in which the two models differ or agree.
 
     A draw from all images alike would show the easy ones; how many each group stands for is told beside it.
@@ -87,9 +87,14 @@ def confidence_content(
         temperatures: of the models.
         size: images on the page, at most.
         seed: of the draw.
+
+    Returns:
+        None if the class of no image is known.
     """
     ours, theirs = (values.argmax(axis=1) == labels for values in probabilities)
     known = labels >= 0
+    if not known.any():
+        return None
     random = np.random.default_rng(seed)
     groups = []
     for form, rows in zip(GROUPS, (ours & ~theirs, ~ours & theirs, ours & theirs, ~ours & ~theirs), strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainref_ray.config import DecideSettings
 from trainref_ray.evaluate.metrics import ReliabilityBins
 
 DIRECTIONS = ("higher", "lower", None)
@@ -29,11 +30,22 @@ METRIC_LABELS = {
 }
 """METHOD 7's names in words; the suffix `_ts` means after temperature scaling."""
 
+FEWER_REFERENCES = "references_per_class_"
+"""Begins the name of a baseline that is a curation with so many references a class."""
+
 
 def metric_label(name: str) -> str:
     """The words for a metric of `summary.json`; an unknown name stays as it is."""
     base = name.removesuffix("_ts")
     return METRIC_LABELS.get(base, base) + (", scaled" if name.endswith("_ts") else "")
+
+
+def baseline_label(name: str) -> str:
+    """The words for a baseline of `summary.json`."""
+    count = name.removeprefix(FEWER_REFERENCES)
+    if count == name:
+        return name.replace("_", " ")
+    return f"trainref before fine-tuning, {count} {'reference' if count == '1' else 'references'} a class"
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,6 @@ class SupporterCard:
         image: the image file's bytes.
         label: name of its class.
         similarity: cosine, -1 to 1.
-        influence: of METHOD 1, -1 to 1, if computed.
         given: true = from the reference set, false = added by augmentation.
     """
 
@@ -108,7 +119,6 @@ class SupporterCard:
     image: bytes
     label: str
     similarity: float
-    influence: float | None
     given: bool
 
 
@@ -126,7 +136,7 @@ class SampleCard:
         ood_score: 0 to 1, higher = stranger.
         reason: why this decision.
         top: the largest classes of the curated distribution and their probabilities, largest first.
-        supporters: the most influential supporters, most influential first.
+        supporters: the most similar supporters, most similar first.
     """
 
     key: str
@@ -174,7 +184,7 @@ class ReportContent:
         class_names: C names.
         noisy_counts: [C] samples of each given label.
         curated_counts: [C] sums of the soft labels.
-        true_counts: [C] samples of each true label, None where they are not known.
+        true_counts: [C] samples of each true label, None unless it is known of all usable samples.
         gallery: samples with their soft labels.
         ood_gallery: samples called out-of-distribution, the strangest first.
         random_ood: samples called out-of-distribution, drawn at random.
@@ -182,6 +192,7 @@ class ReportContent:
         quarantine_total: all of them.
         reliability: diagrams, e.g. before and after temperature scaling.
         stages: records with name, round, seconds, items, items_per_second, shards, shards_reused.
+        decide: the settings by which it was decided, for the words that explain the decisions.
         settings: nested settings of the run.
         versions: package -> version.
         notes: sentences a reader should know.
@@ -203,6 +214,7 @@ class ReportContent:
     quarantine_total: int = 0
     reliability: Sequence[Reliability] = ()
     stages: Sequence[Mapping[str, Any]] = ()
+    decide: DecideSettings = field(default_factory=DecideSettings)
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()

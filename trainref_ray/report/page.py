@@ -7,28 +7,37 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from trainref_ray.config import DecideSettings
 from trainref_ray.report.content import ReportContent, metric_label
 from trainref_ray.report.figures import best_rows, class_changes, decision_segments, reliability_bars, thumbnail
 
 TEMPLATES = resources.files("trainref_ray.report") / "templates"
 MISSING = "–"
 """Stands for a value that was not measured."""
-DECISION_WORDS = {
-    "keep": ("✓", "Given label confirmed: the curated distribution gives it at least half."),
-    "soften": ("≈", "No class is sure: the whole distribution is the label."),
-    "relabel": ("→", "Another class leads clearly: it replaces the given label."),
-    "ood": ("∅", "Unlike every class: left out of training, kept in the tables."),
-    "quarantined": ("×", "Cannot be read or decoded: left out, with a reason."),
-}
-"""Sign and meaning of each decision; the sign stands beside the colour wherever the colour is used."""
+SIGNS = {"keep": "✓", "soften": "≈", "relabel": "→", "ood": "∅", "quarantined": "×"}
+"""Of each decision; the sign stands beside the colour wherever the colour is used."""
 QUARANTINE_OPEN = 12
 """Quarantined samples that are shown unfolded."""
+
+
+def decision_words(decide: DecideSettings) -> dict[str, str]:
+    """The meaning of each decision under these settings, in a sentence or two."""
+    kept = "the whole distribution is the label" if decide.keep_as == "soft" else "it alone is the label"
+    leading = "the whole distribution" if decide.relabel_as == "soft" else "it alone"
+    return {
+        "keep": f"The curated distribution gives the given label at least {decide.keep_at:g}: {kept}. Trusted "
+        "references are here too, with their trusted label.",
+        "soften": "No class is sure: the whole distribution is the label.",
+        "relabel": f"Another class leads clearly, at an entropy below {decide.relabel_entropy:g} bit: {leading} is the "
+        "label.",
+        "ood": "Unlike every class: left out of training, kept in the tables.",
+        "quarantined": "Cannot be read or decoded: left out, with a reason.",
+    }
 
 
 def page_environment() -> Environment:
@@ -78,7 +87,8 @@ def render(content: ReportContent) -> str:
         shown=shown,
         best=best_rows(content.results, shown),
         settings=list(flat_settings(content.settings)),
-        words=DECISION_WORDS,
+        signs=SIGNS,
+        words=decision_words(content.decide),
         quarantine_open=QUARANTINE_OPEN,
         missing=MISSING,
     )
@@ -92,11 +102,6 @@ def render_ood(content: ReportContent) -> str:
         .get_template("ood.html.j2")
         .render(content=content, style=style, style_hash=policy_hash(style), thumbnail=thumbnail)
     )
-
-
-def write(content: ReportContent, path: Path) -> None:
-    """Write the page to a file."""
-    path.write_text(render(content), encoding="utf-8")
 
 
 def policy_hash(text: str) -> str:

@@ -177,7 +177,7 @@ def _soft_recipes(name: str, distribution: np.ndarray, votes: np.ndarray) -> dic
 
 
 def _cross_entropy(distribution: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """float64 [n], of each row as `metrics.soft_nll` of it alone."""
+    """float64 [n], −Σ t ln q of each row's target t and distribution q, in nats; q at least `metrics.FLOOR`."""
     return -(target * np.log(np.maximum(distribution, metrics.FLOOR))).sum(axis=1)
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.config import Config, make_config
 from trainref_ray.evaluate import metrics
+from trainref_ray.report.content import FEWER_REFERENCES
 from trainref_ray.results import CurationRun, model_temperature
 from trainref_ray.schemas import DECISIONS, dense_soft_labels, to_matrix
 
@@ -45,18 +46,20 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
         for index, number in enumerate(models[1:], start=1):
             rounds[number - 1] |= _confidence(run, number, model_temperature(run.model_stage(index)))
         intervals |= _confidence_intervals(run, models[-1], config)
-        if config.pretrain.reads_labels:
+        if config.pretrain.reads_labels and final:
             baselines["cross_entropy"] = _confidence(run, models[0], model_temperature(run.model_stage(0)))
             baselines["cross_entropy"]["intervals"] = _confidence_intervals(run, models[0], config)
     for per_class in config.evaluate.fewer_references:
         figures = _fewer_references(run, config, per_class)
         if figures is not None:
-            baselines[f"references_per_class_{per_class}"] = figures
+            baselines[f"{FEWER_REFERENCES}{per_class}"] = figures
     return {
         "counts": counts,
         "metrics": rounds[-1] | final,
         "intervals": intervals,
-        "rounds": rounds,
+        "rounds": [
+            figures | {"classes_left_short": _left_short(run, number)} for number, figures in enumerate(rounds, start=1)
+        ],
         "baselines": baselines,
         "temperature": model_temperature(run.model_stage(-1)) if config.pretrain.reads_labels or models[-1] else None,
         "stages": stages,
@@ -142,6 +145,11 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
     return figures
 
 
+def _left_short(run: CurationRun, number: int) -> list[str]:
+    """Names of the classes that no sample joined in a round."""
+    return [run.class_names[label] for label in run.stage("references", number).facts()["classes_left_short"]]
+
+
 def _joined(run: CurationRun, number: int) -> tuple[np.ndarray, np.ndarray]:
     """uids int64 [n] of the samples of known truth that joined a round's reference set, and whose label is wrong."""
     members = run.references(number)
@@ -212,18 +220,20 @@ def _confidence_intervals(run: CurationRun, round_: int, config: Config) -> dict
 def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[str, Any] | None:
     """The first round's curation once more with fewer references a class, on the same embeddings.
 
-    Those of later rounds are of models that learned from all references.
+    Those of later rounds are of models that learned from all references. None where there are too many samples for
+    one process, or the truth of none of them is known.
     """
-    table = run.table("embeddings", 1, ["uid", "embedding"])
-    if table.num_rows > FEWER_REFERENCES_LIMIT:
+    arrays = _arrays(run, 1)
+    measurable = (arrays["truth"] != UNKNOWN) & ~arrays["is_reference"]
+    if len(measurable) > FEWER_REFERENCES_LIMIT or not measurable.any():
         return None
+    table = run.table("embeddings", 1, ["uid", "embedding"])
     uids = table["uid"].to_numpy()
     features, model = to_matrix(table["embedding"]).astype(np.float32), run.model_probabilities(1)
     labels = np.array(run.stages["references"]["labels"])
     usable = run.is_curating
     chosen = np.concatenate([np.flatnonzero((labels == label) & usable)[:per_class] for label in np.unique(labels)])
     rows = np.searchsorted(uids, run.reference_uids[chosen])
-    arrays = _arrays(run, 1)
     others = ~np.isin(np.arange(len(uids)), rows)
     result = curate_arrays(
         features[others],
@@ -237,7 +247,7 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
     )
     part = {name: values[others] for name, values in arrays.items()}
     part |= {
-        "best": result.soft_label.argmax(1) if result.best_class is None else result.best_class,
+        "best": result.best_class,
         "quality": result.label_quality,
         "ood_score": result.ood_score,
         "flagged_wrong": result.label_quality < config.decide.keep_at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,3 +57,17 @@ def test_a_finished_run_that_mlflow_does_not_take_is_told_in_a_line(reporter: Re
     assert told(reporter).count("MLflow does not take figures of stages any more: mlflow gone") == 1
     assert "many lines" not in told(reporter)
     assert reporter.on_stage is None
+
+
+def test_of_a_round_s_figures_the_numbers_are_logged(tmp_path: Path) -> None:
+    """MLflow takes no list of class names."""
+    logged: dict[int, dict[str, float]] = {}
+    tracker: Any = SimpleNamespace(
+        metrics=lambda values, step: logged.setdefault(step, {name: float(value) for name, value in values.items()}),
+        artifact=lambda *arguments: None,
+    )
+    pipeline: Any = SimpleNamespace(context=SimpleNamespace(storage=Storage(str(tmp_path))), models=[])
+    figures = {"noise_auroc": 0.9, "references": 20}
+    rounds = [figures | {"classes_left_short": ["dog"]}]
+    job.log_run(tracker, pipeline, {"rounds": rounds, "metrics": figures, "baselines": {}, "temperature": None})
+    assert logged == {1: figures}

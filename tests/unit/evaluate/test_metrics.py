@@ -65,18 +65,8 @@ def test_nothing_to_measure_is_none():
     empty, none = np.zeros((0, 3)), np.zeros(0, int)
     for metric in (metrics.accuracy, metrics.nll, metrics.brier, metrics.ece, metrics.ece_mass):
         assert metric(empty, none) is None
-    assert metrics.soft_nll(empty, empty) is None
-    assert metrics.soft_kl(empty, empty) is None
     assert metrics.confidence_metrics(empty, none, 2.0) == {}
     assert metrics.relabel_accuracy(none, none, none.astype(bool)) is None
-
-
-def test_soft_figures_by_hand():
-    q, human = np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[1.0, 0.0], [1.0, 0.0]])
-    assert metrics.soft_nll(q, human) == pytest.approx(np.log(2) / 2)
-    assert metrics.soft_kl(q, human) == pytest.approx(np.log(2) / 2)
-    assert metrics.soft_kl(q, q) == pytest.approx(0.0)
-    assert metrics.soft_nll(q, q) == pytest.approx(np.log(2) / 2)
 
 
 def test_noise_metrics_leave_references_and_foreign_images_out():

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from trainref_ray.config import DecideSettings
 from trainref_ray.evaluate.metrics import ReliabilityBins
 from trainref_ray.report.content import Figure, Reliability, ReportContent, SampleCard, SupporterCard, Table
 
@@ -25,9 +26,7 @@ def digit(row: int) -> bytes:
 def sample(decision: str, given: str, leading: str, row: int = 8, quality: float = 0.031) -> SampleCard:
     """A card whose supporters are the next images; `leading` has probability 0.7."""
     supporters = [
-        SupporterCard(
-            f"s-{row}-{place}", digit(row + place), leading, 1 - 0.03 * place, 0.31 if place == 1 else None, place == 1
-        )
+        SupporterCard(f"s-{row}-{place}", digit(row + place), leading, 1 - 0.03 * place, place == 1)
         for place in (1, 2, 3, 4)
     ]
     top = [(leading, 0.7), ("three", 0.2), ("nine", 0.1)]
@@ -78,6 +77,7 @@ EXAMPLE = ReportContent(
             "shards_reused": 3,
         }
     ],
+    decide=DecideSettings(keep_at=0.6),
     settings={"seed": 0, "vote": {"k": 10}, "data": ["a.tar", "b.tar"]},
     versions={"python": "3.11"},
     notes=["50 references were given."],

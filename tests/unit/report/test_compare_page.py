@@ -111,3 +111,16 @@ def test_the_comparison_page_shows_figures_and_escapes(page: str) -> None:
 def test_a_chart_for_each_headline_figure(page: str) -> None:
     assert page.count("<figure>") == 2
     assert page.count('class="our main"') == 2
+
+
+def test_without_a_known_class_there_is_nothing_to_set_side_by_side() -> None:
+    content = confidence_content(
+        [np.full((2, 3), 1 / 3)] * 2,
+        np.array([-1, -1]),
+        names=("trainref", "DISC"),
+        class_names=CLASSES,
+        temperatures=(1.0, 1.0),
+        size=8,
+        seed=0,
+    )
+    assert content is None

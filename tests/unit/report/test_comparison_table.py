@@ -87,3 +87,18 @@ def test_a_chart_places_values_on_one_axis_best_first() -> None:
     assert [text for text, _ in chart.ticks] == ["0.500", "0.615", "0.730"]
     lower = charts(tabulate([Row("a", 0, {"nll_ts": 2.0}), Row("b", 0, {"nll_ts": 1.0})]))[0]
     assert [dot.method for dot in lower.dots] == ["b", "a"]
+
+
+def test_an_axis_ends_where_its_figure_does() -> None:
+    """Mean less deviation is below 0 for small errors, mean and deviation above 1 for large shares; a log loss has no
+    largest value."""
+    figures = {"accuracy": (0.96, 1.0), "ece_ts": (0.001, 0.009), "nll_ts": (0.5, 2.5)}
+    rows = [
+        Row(method, seed, {name: ends[seed] for name, ends in figures.items()}) for method in "ab" for seed in (0, 1)
+    ]
+    ticks = {chart.metric: [float(text) for text, _ in chart.ticks] for chart in charts(tabulate(rows))}
+    assert ticks["accuracy"][-1] == 1.0
+    assert ticks["ece_ts"][0] == 0.0
+    assert ticks["nll_ts"] == pytest.approx([1.5 - 2**0.5, 1.5, 1.5 + 2**0.5], abs=1e-3)
+    rows = [Row(method, seed, {"nll_ts": 0.01 + seed}) for method in "ab" for seed in (0, 1)]
+    assert charts(tabulate(rows))[0].ticks[0][0] == "0.000"

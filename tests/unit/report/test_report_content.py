@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainref_ray.report.content import Figure, SampleCard, Table, metric_label
+from trainref_ray.report.content import Figure, SampleCard, Table, baseline_label, metric_label
 
 
 def test_an_unknown_direction_is_refused() -> None:
@@ -25,6 +25,12 @@ def test_metrics_have_words_and_unknown_ones_keep_their_name() -> None:
     assert metric_label("ece_mass_ts") == "Calibration error, equal mass, scaled"
     assert metric_label("noise_auroc") == "Wrong labels, AUROC"
     assert metric_label("my_metric") == "my_metric"
+
+
+def test_baselines_have_words() -> None:
+    assert baseline_label("cross_entropy") == "cross entropy"
+    assert baseline_label("references_per_class_1") == "trainref before fine-tuning, 1 reference a class"
+    assert baseline_label("references_per_class_5") == "trainref before fine-tuning, 5 references a class"
 
 
 def test_leading_class() -> None:

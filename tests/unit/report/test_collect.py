@@ -1,0 +1,76 @@
+"""From a run's tables to what the report shows, where truth and test images are whole, in part or missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_run import finished_run, pictures
+
+from trainref_ray.cli import result_rows
+from trainref_ray.report import summary
+from trainref_ray.report.card import dataset_card
+from trainref_ray.report.collect import collect
+from trainref_ray.report.page import render
+
+
+def test_a_test_set_measures_the_model(tmp_path: Path) -> None:
+    content = collect(finished_run(tmp_path), pictures)
+    assert [figure.value for figure in content.headline if figure.name == "accuracy"] == [0.75]
+    assert [diagram.bins.count.sum() for diagram in content.reliability] == [4, 4]
+    assert content.reliability[0].ece == pytest.approx(abs(0.75 - 1 / (1 + 2.718281828**-3)))
+    assert [name for name, _ in content.results.rows] == ["cross entropy", "trainref"]
+    assert not any("test image" in note for note in content.notes)
+
+
+def test_a_test_set_without_an_image_of_a_class_is_named_and_measures_nothing(tmp_path: Path) -> None:
+    content = collect(finished_run(tmp_path, test_truth=[-1] * 4), pictures)
+    assert content.reliability == []
+    assert {"accuracy", "ece_ts"}.isdisjoint(figure.name for figure in content.headline)
+    assert [name for name, _ in content.results.rows] == ["trainref"]
+    assert "No test image has a usable label: nothing was measured on the test set." in content.notes
+    assert "no model predicted test images with a usable label" in render(content)
+
+
+def test_true_counts_are_shown_beside_the_others_where_all_are_known(tmp_path: Path) -> None:
+    content = collect(finished_run(tmp_path / "all"), pictures)
+    assert content.true_counts == [3, 3]  # g is of no class, and h is quarantined
+    assert "whatever was decided" in render(content)
+    content = collect(finished_run(tmp_path / "some", truth=[0, *[None] * 4, 0, -1, 1]), pictures)
+    assert content.true_counts is None
+    assert "true labels" not in render(content)
+
+
+def test_the_words_of_decisions_are_those_of_the_run_s_settings(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, settings={"decide": {"keep_at": 0.3, "relabel_as": "hard"}})
+    content = collect(run, pictures)
+    assert (content.decide.keep_at, content.decide.relabel_as) == (0.3, "hard")
+    assert "at least 0.3" in dataset_card(content)
+
+
+def test_the_gallery_holds_no_reference(tmp_path: Path) -> None:
+    """Theirs are trusted labels: d was given as a cat, and is kept as the dog that it is."""
+    content = collect(finished_run(tmp_path), pictures)
+    assert [(card.key, card.decision) for card in content.gallery] == [("c", "relabel"), ("f", "soften"), ("b", "keep")]
+
+
+def test_classes_that_no_sample_joined_are_named_in_the_summary_and_in_a_note(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, left_short=[1])
+    assert [figures["classes_left_short"] for figures in run.summary["rounds"]] == [["dog"]]
+    assert "classes_left_short" not in run.summary["metrics"]  # those are numbers
+    assert "No sample joined the references of 1 class: dog." in collect(run, pictures).notes
+    assert finished_run(tmp_path).summary["rounds"][0]["classes_left_short"] == []
+
+
+def test_fewer_references_are_tried_where_that_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fewer = {"evaluate": {"fewer_references": [1]}}
+    run = finished_run(tmp_path / "known", settings=fewer)
+    assert run.summary["baselines"]["references_per_class_1"]["relabel_accuracy"] is not None
+    names = [name for name, _ in collect(run, pictures).results.rows]
+    assert names == ["cross entropy", "trainref before fine-tuning, 1 reference a class", "trainref"]
+    assert [name for name, _ in result_rows(run.summary)] == names
+
+    monkeypatch.setattr(summary, "curate_arrays", lambda *_, **__: pytest.fail("a curation for a row of dashes"))
+    of_references = [0, None, None, 1, 1, None, None, None]
+    run = finished_run(tmp_path / "unknown", truth=of_references, settings=fewer)
+    assert list(run.summary["baselines"]) == ["cross_entropy"]
