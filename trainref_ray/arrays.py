@@ -101,7 +101,7 @@ def curate_arrays(
         keys: N different names; by default the row numbers.
         settings: the groups probe, augment, vote, ood and decide, and allow_missing_classes are read.
         duplicates_of: [N] values that are equal where samples are copies of one image, such as the images' sha256;
-            copies do not support each other.
+            copies do not support each other. None and NaN are unknown, copies of nothing.
         model_probabilities: float [N, C], each row sums to 1, what the model that the features are of says of each
             sample, best after temperature scaling; by default the probe's, as with `vote.model_source` probe.
         build_search: makes the search of the reference set of its vectors float32 [M, D] and ids int64 [M]; by default
@@ -336,12 +336,20 @@ def _names(keys: Sequence[str] | None, count: int) -> np.ndarray:
 
 
 def _digests(duplicates_of: np.ndarray | None, count: int, given: int) -> np.ndarray | None:
-    """Group numbers int64 [N + R] in place of digests; each reference is a group of its own."""
+    """Group numbers int64 [N + R] in place of digests; each reference is a group of its own, and each unknown value."""
     if duplicates_of is None:
         return None
-    if np.shape(duplicates_of) != (count,):
-        raise ConfigError(f"duplicates_of has shape {np.shape(duplicates_of)}; one value for each of the {count} rows")
-    _, groups = np.unique(duplicates_of, return_inverse=True)
+    values = np.asarray(duplicates_of, dtype=object)  # of a list with text, any other type makes the text "nan" of NaN
+    if values.shape != (count,):
+        raise ConfigError(f"duplicates_of has shape {values.shape}; one value for each of the {count} rows")
+    groups = np.arange(count)
+    first: dict[object, int] = {}
+    for row, value in enumerate(values):
+        try:
+            if value is not None and value == value:  # NaN does not equal itself
+                groups[row] = first.setdefault(value, row)
+        except (TypeError, ValueError):
+            raise ConfigError(f"duplicates_of[{row}] is {value!r}; allowed: text, bytes, numbers, None, NaN") from None
     return np.concatenate([groups, count + np.arange(given)])
 
 

@@ -14,6 +14,9 @@ from trainref_ray.evaluate import metrics
 CLASSES = 4
 SETTINGS = make_config({"vote": {"k": 5}, "augment": {"per_class": 30}})
 
+ALL_SUPPORT = make_config({"vote": {"k": 271}, "augment": {"per_class": 260, "delta": -1, "min_norm": 0}})
+"""Every sample joins the reference set and supports every other one."""
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -118,6 +121,22 @@ def test_copies_do_not_support_each_other(data):
     assert (curate(data).supporters == copy[:, None]).any()
 
 
+@pytest.mark.parametrize(
+    "unknown",
+    [[None] * 260, [np.nan] * 260, np.full(260, np.nan), [None, np.nan] * 130, ["of one", None] + [np.nan] * 258],
+)
+def test_unknown_values_make_no_copies(data, result, unknown):
+    found = curate(data, duplicates_of=unknown)
+    assert (found.supporters == result.supporters).all()
+
+
+def test_known_values_among_unknown_ones_are_compared(data):
+    copies = ["same", "same", None, None, np.nan, np.nan, 7, 7.0] + [None] * 252
+    found = curate(data, settings=ALL_SUPPORT, duplicates_of=copies)
+    supported = [row + 1 in found.supporters[row] for row in (0, 2, 4, 6)]
+    assert supported == [False, True, True, False]
+
+
 def test_keys_and_class_names_are_used(data):
     keys = [f"image-{row}" for row in range(260)]
     result = curate(data, keys=keys, class_names=["ant", "bee", "cow", "doe"])
@@ -140,6 +159,7 @@ def test_keys_and_class_names_are_used(data):
         (None, None, {"keys": ["same"] * 260}, "'same' 260 times"),
         (None, None, {"keys": ["a"]}, "keys has 1 names"),
         (None, None, {"duplicates_of": np.zeros(3)}, r"duplicates_of has shape \(3,\)"),
+        (None, None, {"duplicates_of": [None, {}] * 130}, r"duplicates_of\[1\] is \{\}; allowed: text"),
     ],
 )
 def test_what_does_not_fit_is_refused(data, place, value, changes, message):
