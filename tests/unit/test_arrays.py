@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.config import make_config
@@ -16,6 +17,8 @@ SETTINGS = make_config({"vote": {"k": 5}, "augment": {"per_class": 30}})
 
 ALL_SUPPORT = make_config({"vote": {"k": 271}, "augment": {"per_class": 260, "delta": -1, "min_norm": 0}})
 """Every sample joins the reference set and supports every other one."""
+
+FEW_STEPS = make_config({"probe": {"epochs": 1}})
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,11 @@ def test_supporters_point_to_samples_and_references(data, result):
     assert (np.diff(result.supporter_similarity) <= 0).all()
 
 
+def test_a_seed_is_any_integer_from_zero(data):
+    assert curate(data, seed=np.int64(3)).reasons == curate(data, seed=3).reasons != curate(data, seed=4).reasons
+    curate(data, seed=2**63 - 1)
+
+
 def test_repeats_itself_and_ignores_the_length_of_features(data, result):
     scaled = curate((data[0] * 8.0, *data[1:]))  # a power of two: the directions are equal to the bit
     assert (scaled.soft_label == result.soft_label).all()
@@ -156,6 +164,16 @@ def test_keys_and_class_names_are_used(data):
         (3, np.full(12, -1), {}, r"reference_labels\[0\] is -1; allowed: 0 to"),
         (3, np.zeros(12, int), {}, "no reference of class 1"),
         (None, None, {"classes": 5, "class_names": list("abcd")}, "classes is 5 for 4 class_names"),
+        (None, None, {"classes": 4.0}, "classes is 4.0; an integer is wanted"),
+        (None, None, {"seed": 1.5}, "seed is 1.5; an integer is wanted"),
+        (None, None, {"seed": -5}, "seed is -5; allowed: 0 to 9223372036854775807"),
+        (None, None, {"seed": 2**63}, "seed is 9223372036854775808; allowed: 0 to 9223372036854775807"),
+        (None, None, {"settings": FEW_STEPS}, "settings.probe: 1 steps are too few for 3 checkpoints: raise epochs"),
+        (0, torch.ones(260, 16, dtype=torch.bfloat16), {}, "features is no array: .*BFloat16; allowed: arrays"),
+        (2, torch.ones(12, 16, requires_grad=True), {}, "reference_features is no array: .*grad.*; allowed: arrays"),
+        (1, [[0], [0, 1]], {}, "labels is no array"),
+        (None, None, {"model_probabilities": [["a"] * 4] * 260}, "model_probabilities is no array"),
+        (None, None, {"duplicates_of": torch.ones(260, requires_grad=True)}, "duplicates_of is no array"),
         (None, None, {"keys": ["same"] * 260}, "'same' 260 times"),
         (None, None, {"keys": ["a"]}, "keys has 1 names"),
         (None, None, {"duplicates_of": np.zeros(3)}, r"duplicates_of has shape \(3,\)"),
