@@ -11,6 +11,7 @@ from trainref_ray.arrays import curate_arrays
 from trainref_ray.config import make_config
 from trainref_ray.errors import ConfigError
 from trainref_ray.evaluate import metrics
+from trainref_ray.retrieval.exact import build_exact_search
 
 CLASSES = 4
 SETTINGS = make_config({"vote": {"k": 5}, "augment": {"per_class": 30}})
@@ -18,6 +19,8 @@ SETTINGS = make_config({"vote": {"k": 5}, "augment": {"per_class": 30}})
 ALL_SUPPORT = make_config({"vote": {"k": 271}, "augment": {"per_class": 260, "delta": -1, "min_norm": 0}})
 """Every sample joins the reference set and supports every other one."""
 
+UNEQUAL = make_config({"vote": {"k": 5}, "augment": {"per_class": 260}})
+"""Classes have different numbers of members."""
 FEW_STEPS = make_config({"probe": {"epochs": 1}})
 
 
@@ -42,6 +45,11 @@ def curate(data, **changes):
 @pytest.fixture(scope="module")
 def result(data):
     return curate(data)
+
+
+@pytest.fixture(scope="module")
+def unequal(data):
+    return curate(data, settings=UNEQUAL)
 
 
 def test_finds_wrong_labels_and_foreign_samples(data, result):
@@ -119,6 +127,62 @@ def test_other_settings(data, changes):
         assert result.classes_left_short == list(range(CLASSES))
         assert not result.in_reference_set.any()
         assert (result.supporters >= 260).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"probe": {"epochs": 5}}, "label_quality"),
+        ({"augment": {"delta": 0.99}}, "in_reference_set"),
+        ({"augment": {"min_norm": 1.0}}, "in_reference_set"),
+        ({"vote": {"k": 9}}, "supporters"),
+        ({"vote": {"near_duplicate": 0.9}}, "supporters"),
+        ({"vote": {"diversity": True}}, "supporters"),
+        ({"vote": {"balance": 0.5}}, "label_quality"),
+        ({"vote": {"temperature": 0.7}}, "label_quality"),
+        ({"vote": {"given_weight": 0.5}}, "label_quality"),
+        ({"vote": {"vote_weight": 0.5}}, "label_quality"),
+        ({"vote": {"influence_weight": 0.5}}, "label_quality"),
+        ({"vote": {"model_weight": 0.5}}, "label_quality"),
+        ({"ood": {"score": "mahalanobis"}}, "ood_raw"),
+        ({"ood": {"shrinkage": 0.3}}, "ood_raw"),
+        ({"ood": {"fit_samples": 20}}, "ood_raw"),
+        ({"ood": {"calibration_samples": 20}}, "ood_cut"),
+        ({"ood": {"quantile": 0.8}}, "ood_cut"),
+        ({"decide": {"keep_at": 0.99}}, "decision"),
+        ({"decide": {"relabel_entropy": 0.1}}, "decision"),
+        ({"decide": {"keep_as": "hard"}}, "soft_label"),
+        ({"decide": {"relabel_as": "hard"}}, "soft_label"),
+    ],
+)
+def test_each_setting_changes_what_it_is_for(data, unequal, changes, changed):
+    found = curate(data, settings=make_config(UNEQUAL.model_dump(), changes))
+    assert not np.array_equal(getattr(found, changed), getattr(unequal, changed))
+
+
+def test_the_draw_of_the_cut_goes_by_the_seed(data):
+    # all samples pass whatever the probe's seed, so that the draw alone makes the difference
+    first, second = (curate(data, settings=ALL_SUPPORT, seed=seed) for seed in (0, 1))
+    assert (first.ood_raw != second.ood_raw).any()
+
+
+def test_the_search_that_is_handed_in_is_used(data, result):
+    built = []
+
+    def build(vectors, ids):
+        built.append(ids)
+        return build_exact_search(vectors, ids)
+
+    found = curate(data, build_search=build)
+    (ids,) = built
+    assert ids.tolist() == [*np.flatnonzero(result.in_reference_set), *range(260, 272)]
+    assert (found.supporters == result.supporters).all()
+
+
+def test_references_are_copies_of_no_sample(data):
+    different = curate(data, settings=ALL_SUPPORT, duplicates_of=np.arange(260))
+    assert (different.supporters == curate(data, settings=ALL_SUPPORT).supporters).all()
+    assert (np.sort(different.supporters, axis=1)[:, -12:] == np.arange(260, 272)).all()
 
 
 def test_copies_do_not_support_each_other(data):
