@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainref_ray.errors import ConfigError
+from trainref_ray.errors import ConfigError, first_line
 from trainref_ray.method import augment, decide, influence, ood
 from trainref_ray.method.steps import (
     Members,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:  # where torch is all there is, settings and search are handed
 
 SUM_TOLERANCE = 1e-2
 """How far from 1 a row of probabilities may sum: float16 ones of 1,000 classes are off by some thousandths."""
+
+SEEDS = 2**63
+"""So many seeds there are, from 0: torch and the draws by uid take all of them."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,15 @@ def curate_arrays(
         reference_labels: int [R], trusted labels.
         classes: C; by default as many as there are class names, else one more than the largest label.
         class_names: C names, for the reasons.
-        seed: of the probe and of the draw of the calibration samples.
+        seed: of the probe and of the draw of the calibration samples, an integer from 0 to 2**63 - 1.
         keys: N different names; by default the row numbers.
         settings: the groups probe, augment, vote, ood and decide, and allow_missing_classes are read.
         duplicates_of: [N] values that are equal where samples are copies of one image, such as the images' sha256;
-            copies do not support each other.
+            copies do not support each other. None and NaN are unknown, copies of nothing.
         model_probabilities: float [N, C], each row sums to 1, what the model that the features are of says of each
             sample, best after temperature scaling; by default the probe's, as with `vote.model_source` probe.
         build_search: makes the search of the reference set of its vectors float32 [M, D] and ids int64 [M]; by default
-            FAISS's exact one, else `retrieval.exact.build_exact_search`.
+            FAISS's exact one. Where FAISS is not installed, hand in `retrieval.exact.build_exact_search`.
         ood_features: float [N, E] and [R, E], other features of the samples and the references to tell strange images
             by, such as those of a model that was not fine-tuned yet; by default the features. Not read by `ood.score`
             knn.
@@ -114,6 +118,7 @@ def curate_arrays(
         ConfigError: shapes or values do not fit; names the argument, the place and what is allowed.
     """
     settings = _default_settings() if settings is None else settings
+    seed = _seed(seed)
     inputs = _check(
         features,
         labels,
@@ -261,6 +266,7 @@ def _check(
     trusted = _integers("reference_labels", reference_labels, len(references))
     if classes is None:
         classes = len(class_names) if class_names is not None else int(max(labels.max(), trusted.max())) + 1
+    classes = _integer("classes", classes)
     if classes < 2 or (class_names is not None and len(class_names) != classes):
         known = "" if class_names is None else f" for {len(class_names)} class_names"
         raise ConfigError(f"classes is {classes}{known}; at least 2 are needed, and as many as there are names")
@@ -289,9 +295,33 @@ def _ood_pair(features: tuple[np.ndarray, np.ndarray], samples: int, references:
     return pair
 
 
+def _seed(value: Any) -> int:
+    seed = _integer("seed", value)
+    if not 0 <= seed < SEEDS:
+        raise ConfigError(f"seed is {seed}; allowed: 0 to {SEEDS - 1}")
+    return seed
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!r}; an integer is wanted") from None
+
+
+def _array(name: str, values: Any, dtype: type | None = None) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{name} is no array: {first_line(error)}; allowed: arrays, lists, and tensors on the CPU that have no "
+            "gradient and a type of numpy's"
+        ) from None
+
+
 def _unit(name: str, values: np.ndarray) -> np.ndarray:
     """[n, D] as unit rows that went through float16, float32."""
-    matrix = np.asarray(values)
+    matrix = _array(name, values)
     if matrix.ndim != 2 or not matrix.size or not np.issubdtype(matrix.dtype, np.number):
         raise ConfigError(
             f"{name} has shape {matrix.shape} of {matrix.dtype}; a matrix of numbers [rows, width] is wanted"
@@ -303,7 +333,7 @@ def _unit(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _integers(name: str, values: np.ndarray, count: int) -> np.ndarray:
-    labels = np.asarray(values)
+    labels = _array(name, values)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(
             f"{name} has shape {labels.shape} of {labels.dtype}; an integer for each of the {count} rows is wanted"
@@ -314,7 +344,7 @@ def _integers(name: str, values: np.ndarray, count: int) -> np.ndarray:
 def _probabilities(values: np.ndarray | None, count: int, classes: int) -> np.ndarray | None:
     if values is None:
         return None
-    matrix = np.asarray(values, np.float32)
+    matrix = _array("model_probabilities", values, np.float32)
     if matrix.shape != (count, classes):
         raise ConfigError(f"model_probabilities has shape {matrix.shape}; {(count, classes)} is wanted")
     bad = np.flatnonzero(~((matrix >= 0).all(axis=1) & (np.abs(matrix.sum(axis=1) - 1) < SUM_TOLERANCE)))
@@ -336,24 +366,37 @@ def _names(keys: Sequence[str] | None, count: int) -> np.ndarray:
 
 
 def _digests(duplicates_of: np.ndarray | None, count: int, given: int) -> np.ndarray | None:
-    """Group numbers int64 [N + R] in place of digests; each reference is a group of its own."""
+    """Group numbers int64 [N + R] in place of digests; each reference is a group of its own, and each unknown value."""
     if duplicates_of is None:
         return None
-    if np.shape(duplicates_of) != (count,):
-        raise ConfigError(f"duplicates_of has shape {np.shape(duplicates_of)}; one value for each of the {count} rows")
-    _, groups = np.unique(duplicates_of, return_inverse=True)
+    values = _array(
+        "duplicates_of", duplicates_of, object
+    )  # of a list with text, any other type makes the text "nan" of NaN
+    if values.shape != (count,):
+        raise ConfigError(f"duplicates_of has shape {values.shape}; one value for each of the {count} rows")
+    groups = np.arange(count)
+    first: dict[object, int] = {}
+    for row, value in enumerate(values):
+        try:
+            if value is not None and value == value:  # NaN does not equal itself
+                groups[row] = first.setdefault(value, row)
+        except (TypeError, ValueError):
+            raise ConfigError(f"duplicates_of[{row}] is {value!r}; allowed: text, bytes, numbers, None, NaN") from None
     return np.concatenate([groups, count + np.arange(given)])
 
 
 def _fit_probe(inputs: _Inputs, settings: Config, seed: int) -> Probe:
     """The linear head on the noisy labels, the references with their trusted ones among them (METHOD 6)."""
-    return fit_probe(
-        np.concatenate([inputs.samples, inputs.references]),
-        np.concatenate([inputs.labels, inputs.trusted]),
-        classes=inputs.classes,
-        **vars(settings.probe),
-        seed=seed,
-    )
+    try:
+        return fit_probe(
+            np.concatenate([inputs.samples, inputs.references]),
+            np.concatenate([inputs.labels, inputs.trusted]),
+            classes=inputs.classes,
+            **vars(settings.probe),
+            seed=seed,
+        )
+    except ValueError as error:
+        raise ConfigError(f"settings.probe: {error}") from None
 
 
 def _members(inputs: _Inputs, joined: np.ndarray) -> Members:

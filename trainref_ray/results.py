@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import yaml
 from safetensors.numpy import load as load_safetensors
 
-from trainref_ray.errors import ResumeError
+from trainref_ray.errors import ConfigError, ResumeError
 from trainref_ray.run import RUN_FILE, SWEEP_FILE, Stage, Storage
 from trainref_ray.schemas import to_matrix
 from trainref_ray.training.calibrate import fit_held_out, softmax
@@ -89,8 +90,14 @@ class CurationRun:
         return len(self.stages["rounds"])
 
     def stage(self, name: str, round_: int | None = None) -> Stage:
-        """A stage of a round (the last by default), e.g. `run.stage("probe")`."""
+        """A stage of a round (the last by default), e.g. `run.stage("probe")`.
+
+        Raises:
+            ConfigError: there is no such round; the first is 1.
+        """
         number = self.rounds if round_ is None else round_
+        if number not in range(1, self.rounds + 1):
+            raise ConfigError(f"{self.path} has no round {number}; allowed: 1 to {self.rounds}")
         return Stage(self.tables, name, number, self.stages["rounds"][number - 1][name])
 
     def table(self, name: str, round_: int | None = None, columns: list[str] | None = None) -> pa.Table:
@@ -194,19 +201,23 @@ class CurationRun:
         return np.isin(self.reference_uids, self.stages["curating"])
 
 
-def load_run(path: str) -> CurationRun:
+def load_run(path: str | PathLike[str]) -> CurationRun:
     """Open a run folder (path or URL).
 
     Raises:
         ResumeError: there is no run there, or it is not finished.
     """
-    local = "://" not in path
-    storage = Storage(str(Path(path).expanduser().absolute()) if local else path)
+    storage = _storage(path)
     if not storage.exists(RUN_FILE):
         raise ResumeError(f"{path} holds no run: {RUN_FILE} is missing")
     if not (storage.exists("stages.json") and storage.exists("summary.json")):
         raise ResumeError(f"{path}: this run is not finished; start it again with the same --out")
     return open_tables(storage)
+
+
+def _storage(path: str | PathLike[str]) -> Storage:
+    location = fspath(path)
+    return Storage(location if "://" in location else str(Path(location).expanduser().absolute()))
 
 
 def open_tables(storage: Storage) -> CurationRun:
@@ -237,13 +248,13 @@ class CurationSweep:
         return load_run(self.storage.location(f"trials/{name}"))
 
 
-def load_sweep(path: str) -> CurationSweep:
+def load_sweep(path: str | PathLike[str]) -> CurationSweep:
     """Open a sweep's folder (path or URL).
 
     Raises:
         ResumeError: there is no sweep there, or it has not finished yet.
     """
-    storage = Storage(str(Path(path).expanduser().absolute()) if "://" not in path else path)
+    storage = _storage(path)
     if not storage.exists(SWEEP_FILE):
         raise ResumeError(f"{path} holds no sweep: {SWEEP_FILE} is missing")
     if not storage.exists("sweep.json"):

@@ -5,14 +5,23 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.config import make_config
 from trainref_ray.errors import ConfigError
 from trainref_ray.evaluate import metrics
+from trainref_ray.retrieval.exact import build_exact_search
 
 CLASSES = 4
 SETTINGS = make_config({"vote": {"k": 5}, "augment": {"per_class": 30}})
+
+ALL_SUPPORT = make_config({"vote": {"k": 271}, "augment": {"per_class": 260, "delta": -1, "min_norm": 0}})
+"""Every sample joins the reference set and supports every other one."""
+
+UNEQUAL = make_config({"vote": {"k": 5}, "augment": {"per_class": 260}})
+"""Classes have different numbers of members."""
+FEW_STEPS = make_config({"probe": {"epochs": 1}})
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +45,11 @@ def curate(data, **changes):
 @pytest.fixture(scope="module")
 def result(data):
     return curate(data)
+
+
+@pytest.fixture(scope="module")
+def unequal(data):
+    return curate(data, settings=UNEQUAL)
 
 
 def test_finds_wrong_labels_and_foreign_samples(data, result):
@@ -85,6 +99,11 @@ def test_supporters_point_to_samples_and_references(data, result):
     assert (np.diff(result.supporter_similarity) <= 0).all()
 
 
+def test_a_seed_is_any_integer_from_zero(data):
+    assert curate(data, seed=np.int64(3)).reasons == curate(data, seed=3).reasons != curate(data, seed=4).reasons
+    curate(data, seed=2**63 - 1)
+
+
 def test_repeats_itself_and_ignores_the_length_of_features(data, result):
     scaled = curate((data[0] * 8.0, *data[1:]))  # a power of two: the directions are equal to the bit
     assert (scaled.soft_label == result.soft_label).all()
@@ -110,12 +129,84 @@ def test_other_settings(data, changes):
         assert (result.supporters >= 260).all()
 
 
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"probe": {"epochs": 5}}, "label_quality"),
+        ({"augment": {"delta": 0.99}}, "in_reference_set"),
+        ({"augment": {"min_norm": 1.0}}, "in_reference_set"),
+        ({"vote": {"k": 9}}, "supporters"),
+        ({"vote": {"near_duplicate": 0.9}}, "supporters"),
+        ({"vote": {"diversity": True}}, "supporters"),
+        ({"vote": {"balance": 0.5}}, "label_quality"),
+        ({"vote": {"temperature": 0.7}}, "label_quality"),
+        ({"vote": {"given_weight": 0.5}}, "label_quality"),
+        ({"vote": {"vote_weight": 0.5}}, "label_quality"),
+        ({"vote": {"influence_weight": 0.5}}, "label_quality"),
+        ({"vote": {"model_weight": 0.5}}, "label_quality"),
+        ({"ood": {"score": "mahalanobis"}}, "ood_raw"),
+        ({"ood": {"shrinkage": 0.3}}, "ood_raw"),
+        ({"ood": {"fit_samples": 20}}, "ood_raw"),
+        ({"ood": {"calibration_samples": 20}}, "ood_cut"),
+        ({"ood": {"quantile": 0.8}}, "ood_cut"),
+        ({"decide": {"keep_at": 0.99}}, "decision"),
+        ({"decide": {"relabel_entropy": 0.1}}, "decision"),
+        ({"decide": {"keep_as": "hard"}}, "soft_label"),
+        ({"decide": {"relabel_as": "hard"}}, "soft_label"),
+    ],
+)
+def test_each_setting_changes_what_it_is_for(data, unequal, changes, changed):
+    found = curate(data, settings=make_config(UNEQUAL.model_dump(), changes))
+    assert not np.array_equal(getattr(found, changed), getattr(unequal, changed))
+
+
+def test_the_draw_of_the_cut_goes_by_the_seed(data):
+    # all samples pass whatever the probe's seed, so that the draw alone makes the difference
+    first, second = (curate(data, settings=ALL_SUPPORT, seed=seed) for seed in (0, 1))
+    assert (first.ood_raw != second.ood_raw).any()
+
+
+def test_the_search_that_is_handed_in_is_used(data, result):
+    built = []
+
+    def build(vectors, ids):
+        built.append(ids)
+        return build_exact_search(vectors, ids)
+
+    found = curate(data, build_search=build)
+    (ids,) = built
+    assert ids.tolist() == [*np.flatnonzero(result.in_reference_set), *range(260, 272)]
+    assert (found.supporters == result.supporters).all()
+
+
+def test_references_are_copies_of_no_sample(data):
+    different = curate(data, settings=ALL_SUPPORT, duplicates_of=np.arange(260))
+    assert (different.supporters == curate(data, settings=ALL_SUPPORT).supporters).all()
+    assert (np.sort(different.supporters, axis=1)[:, -12:] == np.arange(260, 272)).all()
+
+
 def test_copies_do_not_support_each_other(data):
     group = np.arange(260) // 2
     result = curate(data, duplicates_of=group)
     copy = np.arange(260) ^ 1
     assert (result.supporters != copy[:, None]).all()
     assert (curate(data).supporters == copy[:, None]).any()
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [[None] * 260, [np.nan] * 260, np.full(260, np.nan), [None, np.nan] * 130, ["of one", None] + [np.nan] * 258],
+)
+def test_unknown_values_make_no_copies(data, result, unknown):
+    found = curate(data, duplicates_of=unknown)
+    assert (found.supporters == result.supporters).all()
+
+
+def test_known_values_among_unknown_ones_are_compared(data):
+    copies = ["same", "same", None, None, np.nan, np.nan, 7, 7.0] + [None] * 252
+    found = curate(data, settings=ALL_SUPPORT, duplicates_of=copies)
+    supported = [row + 1 in found.supporters[row] for row in (0, 2, 4, 6)]
+    assert supported == [False, True, True, False]
 
 
 def test_keys_and_class_names_are_used(data):
@@ -137,9 +228,20 @@ def test_keys_and_class_names_are_used(data):
         (3, np.full(12, -1), {}, r"reference_labels\[0\] is -1; allowed: 0 to"),
         (3, np.zeros(12, int), {}, "no reference of class 1"),
         (None, None, {"classes": 5, "class_names": list("abcd")}, "classes is 5 for 4 class_names"),
+        (None, None, {"classes": 4.0}, "classes is 4.0; an integer is wanted"),
+        (None, None, {"seed": 1.5}, "seed is 1.5; an integer is wanted"),
+        (None, None, {"seed": -5}, "seed is -5; allowed: 0 to 9223372036854775807"),
+        (None, None, {"seed": 2**63}, "seed is 9223372036854775808; allowed: 0 to 9223372036854775807"),
+        (None, None, {"settings": FEW_STEPS}, "settings.probe: 1 steps are too few for 3 checkpoints: raise epochs"),
+        (0, torch.ones(260, 16, dtype=torch.bfloat16), {}, "features is no array: .*BFloat16; allowed: arrays"),
+        (2, torch.ones(12, 16, requires_grad=True), {}, "reference_features is no array: .*grad.*; allowed: arrays"),
+        (1, [[0], [0, 1]], {}, "labels is no array"),
+        (None, None, {"model_probabilities": [["a"] * 4] * 260}, "model_probabilities is no array"),
+        (None, None, {"duplicates_of": torch.ones(260, requires_grad=True)}, "duplicates_of is no array"),
         (None, None, {"keys": ["same"] * 260}, "'same' 260 times"),
         (None, None, {"keys": ["a"]}, "keys has 1 names"),
         (None, None, {"duplicates_of": np.zeros(3)}, r"duplicates_of has shape \(3,\)"),
+        (None, None, {"duplicates_of": [None, {}] * 130}, r"duplicates_of\[1\] is \{\}; allowed: text"),
     ],
 )
 def test_what_does_not_fit_is_refused(data, place, value, changes, message):

@@ -88,11 +88,22 @@ def _rows(lines: Any, location: str, class_names: Sequence[str] | None) -> list[
     return list(found.items())
 
 
-def _label(text: str, where: str, class_names: Sequence[str] | None) -> int:
+def class_of(text: str, class_names: Sequence[str] | None) -> int | None:
+    """The class that a label in a reference file names, None if it names none; else as `read_reference_csv`.
+
+    Args:
+        text: the label, without spaces around it.
+        class_names: a name comes before a number: "1" is the class of that name where there is one.
+    """
     if class_names is not None and text in class_names:
         return list(class_names).index(text)
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-    if number < 0 or (class_names is not None and number >= len(class_names)):
+    return None if number < 0 or (class_names is not None and number >= len(class_names)) else number
+
+
+def _label(text: str, where: str, class_names: Sequence[str] | None) -> int:
+    number = class_of(text, class_names)
+    if number is None:
         allowed = "a number from 0"
         if class_names is not None:
             shown = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")

@@ -46,7 +46,7 @@ class Standing:
         standard_error: of that mean, by references.
         log_likelihood: mean over the trials.
         behind: mean difference from the best on the same references, 0 and up; 0 of the best.
-        behind_error: standard error of that difference; 0 of the best.
+        behind_error: standard error of that difference; 0 of the best, None where fewer than two references are shared.
     """
 
     trials: int
@@ -54,12 +54,13 @@ class Standing:
     standard_error: float
     log_likelihood: float
     behind: float
-    behind_error: float
+    behind_error: float | None
 
     @property
     def tied(self) -> bool:
-        """Whether the difference from the best is within two standard errors: the sweep cannot tell them apart."""
-        return self.behind <= 2 * self.behind_error
+        """Whether the difference from the best is within two standard errors, or these are unknown: the sweep cannot
+        tell them apart."""
+        return self.behind_error is None or self.behind <= 2 * self.behind_error
 
 
 def rank(groups: Mapping[str, Sequence[Judgement]]) -> dict[str, Standing]:
@@ -99,8 +100,8 @@ def _by_reference(trials: Sequence[Judgement]) -> dict[int, float]:
     return {uid: _mean(values) for uid, values in outcomes.items()}
 
 
-def _difference(best: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float]:
-    """Mean of best minus other over the references both have, and its standard error (infinite with fewer than two).
+def _difference(best: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float | None]:
+    """Mean of best minus other over the references both have, and its standard error, None with fewer than two.
 
     Where all differ alike the error is that with one more difference in either direction, in the way of Laplace's rule:
     two references are not enough to be sure, three are.
@@ -108,11 +109,11 @@ def _difference(best: Mapping[int, float], other: Mapping[int, float]) -> tuple[
     shared = sorted(best.keys() & other.keys())
     values = np.array([best[uid] - other[uid] for uid in shared])
     if not len(values):
-        return 0.0, float("inf")
+        return 0.0, None
     error = _standard_error(values)
     if len(values) > 1 and np.ptp(values) == 0 and values.any():
         error = _standard_error(np.append(values, [1.0, -1.0]))
-    return max(0.0, float(values.mean())), float("inf") if error is None else error
+    return max(0.0, float(values.mean())), error
 
 
 def _standard_error(values: np.ndarray) -> float | None:

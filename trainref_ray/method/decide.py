@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,8 @@ DECISIONS = ("keep", "relabel", "soften", "ood")
 KEEP, RELABEL, SOFTEN, OOD = range(4)
 OOD_CUT = 0.5
 """`ood.ood_score` puts the cut here."""
+SHOWN_PLACES = 8
+"""Most decimal places of a number in a reason; one that is nearer to its limit is written in full."""
 
 
 def entropy_bits(distribution: np.ndarray) -> np.ndarray:
@@ -75,20 +78,31 @@ def decide(
         if is_reference[row]:
             return f"trusted reference of {name(reference_labels[row])}"
         if codes[row] == OOD:
-            return f"out-of-distribution score {ood_score[row]:.3f} is above {OOD_CUT}"
-        label = f"{name(labels[row])} has probability {given[row]:.2f}"
+            return f"out-of-distribution score {_shown(ood_score[row], 3, operator.gt, OOD_CUT)} is above {OOD_CUT}"
+        kept = operator.ge if codes[row] == KEEP else operator.lt
+        label = f"{name(labels[row])} has probability {_shown(given[row], 2, kept, keep_at)}"
         other = f"{name(leading[row])} leads with {distribution[row, leading[row]]:.2f}"
         if codes[row] == KEEP:
             return f"given label {label}, at least {keep_at:g}"
-        if codes[row] == RELABEL:
-            return f"{other} at an entropy of {entropy[row]:.2f} bit, below {relabel_entropy:g}; given label {label}"
         if leading[row] == labels[row]:
             return f"given label {label}: it leads, but is below {keep_at:g}"
-        return (
-            f"{other}, but the entropy of {entropy[row]:.2f} bit is not below {relabel_entropy:g}; given label {label}"
-        )
+        sure = operator.lt if codes[row] == RELABEL else operator.ge
+        bits = f"{_shown(entropy[row], 2, sure, relabel_entropy)} bit"
+        if codes[row] == RELABEL:
+            return f"{other} at an entropy of {bits}, below {relabel_entropy:g}; given label {label}"
+        return f"{other}, but the entropy of {bits} is not below {relabel_entropy:g}; given label {label}"
 
     return codes, [reason(row) for row in rows.tolist()]
+
+
+def _shown(value: float, places: int, holds: Callable[[float, float], bool], limit: float) -> str:
+    """The value with so many decimal places, or as many more as it takes for what holds of it and the limit to hold of
+    the text."""
+    for more in range(places, SHOWN_PLACES + 1):
+        text = f"{value:.{more}f}"
+        if holds(float(text), limit):
+            return text
+    return repr(float(value))
 
 
 def written_labels(

@@ -93,15 +93,32 @@ class Cell:
     expected: int
 
     @property
-    def text(self) -> str:
-        """`0.902 ± 0.004`, or `0.902 (0.896–0.908)` of one seed; with the number of seeds where some have none."""
+    def complete(self) -> bool:
+        """Whether every seed has the figure."""
+        return self.seeds == self.expected
+
+    @property
+    def mean_text(self) -> str:
+        """`0.902`."""
+        return f"{self.mean:.3f}"
+
+    @property
+    def spread_text(self) -> str:
+        """`± 0.004`, or `(0.896–0.908)` of one seed; empty without."""
         if self.low is None or self.high is None:
-            shown = f"{self.mean:.3f}"
-        elif self.seeds > 1:
-            shown = f"{self.mean:.3f} ± {self.high - self.mean:.3f}"
-        else:
-            shown = f"{self.mean:.3f} ({self.low:.3f}–{self.high:.3f})"
-        return shown if self.seeds == self.expected else f"{shown}, {self.seeds} of {self.expected} seeds"
+            return ""
+        return f"± {self.high - self.mean:.3f}" if self.seeds > 1 else f"({self.low:.3f}–{self.high:.3f})"
+
+    @property
+    def seeds_text(self) -> str:
+        """`1 of 2 seeds`; empty where all have the figure."""
+        return "" if self.complete else f"{self.seeds} of {self.expected} seeds"
+
+    @property
+    def text(self) -> str:
+        """All of it in one line: `0.902 (0.896–0.908), 1 of 2 seeds`."""
+        shown = f"{self.mean_text} {self.spread_text}".rstrip()
+        return shown if self.complete else f"{shown}, {self.seeds_text}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,8 @@ class ComparisonTable:
     Attributes:
         methods: names, in the rows' order.
         cells: of each method by metric.
-        best: (method, metric) of the best mean of a column; means that look equal share it.
+        best: (method, metric) of the best mean of a column, of methods that have the figure of every seed; means that
+            look equal share it.
         seconds: mean of each method, None where none was measured.
         image_passes: mean of each method with a training.
         errors: (method, seed, reason) of rows without figures.
@@ -125,6 +143,11 @@ class ComparisonTable:
     image_passes: dict[str, float | None]
     errors: list[tuple[str, int, str]]
     seeds: list[int]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every figure is of every seed."""
+        return all(cell.complete for row in self.cells.values() for cell in row.values())
 
     def columns(self, names: Sequence[str]) -> list[str]:
         """Those of the names for which some method has a figure."""
@@ -170,8 +193,9 @@ def _cell(rows: Sequence[Row], name: str, expected: int) -> Cell | None:
 
 
 def _best(cells: Mapping[str, Mapping[str, Cell]], name: str) -> list[str]:
-    """Methods with the best mean of a column that at least two have."""
-    means = {method: row[name].mean for method, row in cells.items() if name in row}
+    """Methods with the best mean of a column that at least two have of every seed: the seeds that one lacks may be the
+    hard ones."""
+    means = {method: row[name].mean for method, row in cells.items() if name in row and row[name].complete}
     if len(means) < 2:
         return []
     winner = (max if METRICS[name] == "higher" else min)(means.values())
@@ -186,7 +210,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def spread_words(table: ComparisonTable) -> str:
     """What the number behind each mean is."""
     if len(table.seeds) > 1:
-        return f"Mean ± sample standard deviation of {len(table.seeds)} seeds."
+        words = f"Mean ± sample standard deviation of {len(table.seeds)} seeds."
+        if table.complete:
+            return words
+        return (
+            f"{words} Where a method lacks some, the number of those that it has stands beside its mean, with one "
+            "alone in brackets the 95 % bootstrap interval over the images; such a mean is not called best."
+        )
     return (
         "One seed; in brackets 95 % bootstrap intervals over the images. Those of calibration errors lie high: "
         "resampled bins are noisier."
@@ -256,7 +286,8 @@ class Dot:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure of all methods that have it, best first; `ticks` are values with their positions in percent."""
+    """One figure of all methods that have it, best first, those that lack some seeds last; `ticks` are values with
+    their positions in percent."""
 
     metric: str
     label: str
@@ -284,7 +315,8 @@ def _chart(table: ComparisonTable, name: str, having: list[tuple[str, Cell]]) ->
     def place(value: float) -> float:
         return 3 + 94 * (value - least) / width  # a margin, so that no dot is cut
 
-    ordered = sorted(having, key=lambda entry: entry[1].mean, reverse=METRICS[name] == "higher")
+    sign = -1 if METRICS[name] == "higher" else 1
+    ordered = sorted(having, key=lambda entry: (not entry[1].complete, sign * entry[1].mean))
     dots = [
         Dot(method, place(cell.mean), place(ends[method][0]), place(ends[method][1]), cell.text)
         for method, cell in ordered

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from safetensors.numpy import load as load_safetensors
 
 from trainref_ray.config import Config, make_config
-from trainref_ray.data.reference import COLUMNS, read_reference_csv
+from trainref_ray.data.reference import COLUMNS, class_of, read_reference_csv
 from trainref_ray.errors import ConfigError, ReferenceSetError, ResumeError
 from trainref_ray.method.decide import OOD_CUT, entropy_bits
 from trainref_ray.method.influence import unit_rows
@@ -212,7 +212,9 @@ def write_suggestions(run: CurationRun, found: Suggestions) -> None:
                 f"{place} is no comma-separated UTF-8 text with the columns {' and '.join(COLUMNS)} any more, so that "
                 "labels in it would be lost: save it so, or move it away"
             )
-        filled = [key for key, label in answers if (key, label) not in found.references]
+        names = found.class_names
+        known = {(key, names.index(name)) for key, name in found.references}
+        filled = [key for key, label in answers if (key, class_of(label, names)) not in known]
         if filled:
             raise ReferenceSetError(
                 f"{place} holds {len(filled)} labels that this run does not know, the first of {filled[0]!r}: curate "

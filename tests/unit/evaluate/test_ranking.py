@@ -68,8 +68,13 @@ def test_a_reference_counts_once_however_many_trials_judge_it() -> None:
 def test_differences_are_taken_on_shared_references_alone() -> None:
     ranked = rank({"a": [judgement([1, 1], [0, 1])], "b": [judgement([0, 1], [1, 2])]})
     assert ranked["b"].behind == 1.0  # on reference 1
-    assert ranked["b"].behind_error == math.inf
+    assert ranked["b"].behind_error is None
     assert ranked["b"].tied
+
+
+def test_without_a_shared_reference_nothing_is_told_apart() -> None:
+    ranked = rank({"a": [judgement([1], [0])], "b": [judgement([0], [1])]})
+    assert (ranked["b"].behind, ranked["b"].behind_error, ranked["b"].tied) == (0.0, None, True)
 
 
 def test_all_right_is_not_certain() -> None:

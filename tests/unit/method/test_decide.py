@@ -38,6 +38,26 @@ def test_first_rule_that_holds():
     assert "class 1 leads" in decide.decide(Q, LABELS, IS_REFERENCE, TRUSTED, OOD, **RULES)[1][3]
 
 
+@pytest.mark.parametrize(
+    ("q", "ood_score", "rules", "expected"),
+    [
+        ([0.4996, 0.3004, 0.2], 0.2, {}, "given label class 0 has probability 0.4996: it leads, but is below 0.5"),
+        ([0.5004, 0.2996, 0.2], 0.2, {}, "given label class 0 has probability 0.50, at least 0.5"),
+        ([0.7549, 0.2451, 0.0], 0.2, {"keep_at": 0.7541}, "class 0 has probability 0.755, at least 0.7541"),
+        ([1.0, 0.0, 0.0], 0.50003, {}, "out-of-distribution score 0.50003 is above 0.5"),
+        ([1.0, 0.0, 0.0], np.nextafter(np.float32(0.5), np.float32(1)), {}, "score 0.5000001 is above 0.5"),
+        ([0.243, 0.757, 0.0], 0.2, {}, "at an entropy of 0.79999 bit, below 0.8; given label class 0"),
+        ([0.2434, 0.7566, 0.0], 0.2, {"relabel_entropy": 0.7999}, "the entropy of 0.80 bit is not below 0.7999"),
+        ([0.1, 0.5, 0.4], 0.2, {"relabel_entropy": 1.3609}, "the entropy of 1.361 bit is not below 1.3609"),
+        ([0.5 - 1e-12, 0.5 - 1e-12, 2e-12], 0.2, {}, "has probability 0.499999999999: it leads, but is below 0.5"),
+    ],
+)
+def test_a_number_in_a_reason_is_on_its_side_of_the_limit(q, ood_score, rules, expected):
+    one = [np.array([value]) for value in (0, False, 0, ood_score)]
+    _, (reason,) = decide.decide(np.array([q]), *one, **(RULES | rules))
+    assert expected in reason
+
+
 def test_codes_are_the_tables_words():
     assert schemas.DECISIONS[:4] == decide.DECISIONS
     assert decide.DECISIONS[decide.OOD] == "ood"

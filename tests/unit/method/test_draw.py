@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainref_ray.method.draw import HELD_OUT_SHARE, draw_samples
+from trainref_ray.method.ood import draw_passing
 
 
 @settings(max_examples=30, deadline=None)
@@ -31,3 +32,10 @@ def test_what_one_round_leaves_out_the_next_leaves_out_as_far_as_it_is_there(
     if len(after):
         still_there = np.isin(before, left).sum()
         assert np.isin(after, before).sum() == min(still_there, len(after))
+
+
+def test_the_temperature_has_other_samples_than_the_cut_of_foreign_images() -> None:
+    uids = np.arange(3200)
+    of_cut, _ = draw_passing(uids, np.ones(3200, bool), calibration=100, fit=0, seed=3)
+    common = np.isin(draw_samples(uids, 100, 3), uids[of_cut]).sum()
+    assert common < 15  # 3 are expected of independent draws

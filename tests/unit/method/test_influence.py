@@ -145,6 +145,19 @@ def test_without_members_or_samples_there_is_no_evidence():
     assert found.norm.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("length", [1e308, 1e300, 1e-50, 1e-310])
+def test_unit_rows_of_any_length(length):
+    found = inf.unit_rows(np.array([[0.6, 0.8], [0.6 * length, 0.8 * length]]))
+    np.testing.assert_allclose(found, [[0.6, 0.8]] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_unit_rows_of_narrow_types_are_those_of_the_definition_to_the_bit(dtype):
+    rows = np.random.default_rng(0).normal(size=(50, 7)).astype(dtype) * dtype(1000)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_array_equal(inf.unit_rows(rows), (rows / lengths).astype(np.float32))
+
+
 def test_unit_rows_names_the_bad_row():
     np.testing.assert_allclose(inf.unit_rows(np.array([[3, 4]], np.float16)), [[0.6, 0.8]], rtol=1e-6)
     for bad in (0.0, np.nan, np.inf):

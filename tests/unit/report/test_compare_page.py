@@ -96,7 +96,7 @@ def page() -> str:
 
 
 def test_the_comparison_page_shows_figures_and_escapes(page: str) -> None:
-    assert "<strong>0.700</strong><small>0.600–0.800</small>" in page
+    assert "<strong>0.700</strong><small>(0.600–0.800)</small>" in page
     assert "<strong>0.040</strong>" in page  # a lower calibration error is better
     assert "<strong>0.050</strong>" not in page
     assert "<b>" not in page
@@ -106,6 +106,27 @@ def test_the_comparison_page_shows_figures_and_escapes(page: str) -> None:
     assert "secret" not in page
     assert "<script" not in page
     assert not re.search(r'(?:src|href)="(?!data:|#|confidence\.html)', page)
+
+
+def test_mean_spread_and_seeds_stand_apart_where_a_seed_is_missing() -> None:
+    rows = [
+        Row("trainref", 0, {"accuracy": 0.70}),
+        Row("trainref", 1, {"accuracy": 0.72}),
+        Row("disc", 0, {"accuracy": 0.6}, {"accuracy": (0.5, 0.7)}),
+        Row("disc", 1, error="x"),
+        Row("knn", 0, {"accuracy": 0.9}),
+        Row("knn", 1, error="x"),
+        Row("mixup", 0, {"accuracy": 0.6}),
+        Row("mixup", 1, {"accuracy": 0.6}),
+    ]
+    html = render_comparison(tabulate(rows), "Comparison", [], {}, has_confidence=False)
+    assert re.findall(r'<td class="number">(.*?)</td>', html)[:4] == [
+        "<strong>0.710</strong><small>± 0.014</small>",
+        "0.600<small>(0.500–0.700)</small><small>1 of 2 seeds</small>",
+        "0.900<small>1 of 2 seeds</small>",
+        "0.600<small>± 0.000</small>",
+    ]
+    assert "Best first, then those that lack some seeds." in html
 
 
 def test_a_chart_for_each_headline_figure(page: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainref_ray.report.comparison import Row, charts, markdown, tabulate
+from trainref_ray.report.comparison import Row, charts, markdown, spread_words, tabulate
 from trainref_ray.report.scores import METRICS
 
 TWO_SEEDS = [
@@ -45,11 +45,40 @@ def test_a_seed_without_figures_is_told_and_does_not_count_as_zero() -> None:
 
 
 def test_the_best_mean_of_each_column_in_its_own_direction() -> None:
-    table = tabulate(TWO_SEEDS)
+    other = [Row("mixup", seed, {"accuracy": 0.7, "nll_ts": 0.8}) for seed in (0, 1)]
     # noise_auroc has one method alone, which is the best of nobody
-    assert table.best == {("trainref", "accuracy"), ("trainref", "nll_ts")}
+    assert tabulate(TWO_SEEDS + other).best == {("trainref", "accuracy"), ("mixup", "nll_ts")}
     worse = tabulate([Row("a", 0, {"nll": 2.0, "accuracy": 0.5}), Row("b", 0, {"nll": 1.0, "accuracy": 0.5001})])
     assert worse.best == {("b", "nll"), ("a", "accuracy"), ("b", "accuracy")}  # equal as they are shown
+
+
+INCOMPLETE = [
+    Row("trainref", 0, {"accuracy": 0.70}),
+    Row("trainref", 1, {"accuracy": 0.72}),
+    Row("disc", 0, {"accuracy": 0.60}, {"accuracy": (0.50, 0.70)}),
+    Row("disc", 1, error="x"),
+    Row("knn", 0, {"accuracy": 0.90}),
+    Row("knn", 1, error="x"),
+    Row("mixup", 0, {"accuracy": 0.60}),
+    Row("mixup", 1, {"accuracy": 0.62}),
+]
+"""The best mean is of a method that lacks a seed."""
+
+
+def test_a_mean_that_lacks_a_seed_is_never_the_best() -> None:
+    table = tabulate(INCOMPLETE)
+    assert table.best == {("trainref", "accuracy")}
+    assert [dot.method for dot in charts(table)[0].dots] == ["trainref", "mixup", "knn", "disc"]
+    assert tabulate(INCOMPLETE[:6]).best == set()  # trainref alone has every seed
+    text = markdown(table, "Comparison", [])
+    assert "| trainref | **0.710 ± 0.014** |" in text
+    assert "| disc | 0.600 (0.500–0.700), 1 of 2 seeds |" in text
+    assert "| knn | 0.900, 1 of 2 seeds |" in text
+
+
+def test_the_lead_explains_missing_seeds_where_there_are_some() -> None:
+    assert spread_words(tabulate(INCOMPLETE[:2])) == "Mean ± sample standard deviation of 2 seeds."
+    assert "with one alone in brackets the 95 % bootstrap interval" in spread_words(tabulate(INCOMPLETE))
 
 
 def test_costs_are_means_of_what_was_measured() -> None:
@@ -66,7 +95,8 @@ def test_a_row_names_every_metric_and_what_is_missing_is_null() -> None:
 
 
 def test_markdown_has_every_method_and_marks_the_best() -> None:
-    text = markdown(tabulate(TWO_SEEDS), "Comparison", ["a note"])
+    other = [Row("mixup", seed, {"accuracy": 0.7}) for seed in (0, 1)]
+    text = markdown(tabulate(TWO_SEEDS + other), "Comparison", ["a note"])
     assert "| trainref | **0.720 ± 0.028** |" in text
     assert "| disc | 0.710, 1 of 2 seeds |" in text
     assert "| knn | 0.850 ± 0.071 |" in text

@@ -76,6 +76,23 @@ def test_labels_that_were_filled_in_are_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / PAGE).read_text().count('data-key="') == 2
 
 
+def test_a_label_that_the_run_knows_may_be_a_number(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / FILE
+    path.write_text(path.read_text().replace('"r,1",dog', '"r,1",1'))
+    write(tmp_path)
+    assert '"r,1",dog' in path.read_text()
+
+
+@pytest.mark.parametrize("label", ["0", "3", "dogs"])
+def test_another_class_or_none_is_a_label_that_the_run_does_not_know(tmp_path: Path, label: str) -> None:
+    write(tmp_path)
+    path = tmp_path / FILE
+    path.write_text(path.read_text().replace('"r,1",dog', f'"r,1",{label}'))
+    with pytest.raises(ReferenceSetError, match="1 labels that this run does not know"):
+        write(tmp_path)
+
+
 def test_a_corrected_label_of_a_reference_is_not_overwritten(tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / FILE

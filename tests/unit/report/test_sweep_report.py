@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -17,8 +18,8 @@ from trainref_ray.trials import TrialResult
 SPACE = {"noise": {"grid": ["sym:0.2", "sym:0.8"]}, "vote.k": {"grid": [5, 20]}}
 
 
-def result(noise: str, k: int, right: int, status: Any = "complete") -> TrialResult:
-    judged = {"uids": list(range(10)), "right": [True] * right + [False] * (10 - right), "probability": [0.5] * 10}
+def result(noise: str, k: int, right: int, status: Any = "complete", of: int = 10) -> TrialResult:
+    judged = {"uids": list(range(of)), "right": [True] * right + [False] * (of - right), "probability": [0.5] * of}
     return TrialResult(
         f"{k:08x}",
         {"noise": noise, "vote.k": k},
@@ -61,6 +62,15 @@ def test_a_setting_that_lacks_a_condition_is_not_ranked() -> None:
     )
     assert [entry["title"] for entry in found["settings"]] == ["vote.k=5"]
     assert len(found["trials"]) == 4
+
+
+def test_one_reference_gives_no_error_and_the_summary_is_json() -> None:
+    found = summary(result("sym:0.2", 5, 1, of=1), result("sym:0.2", 20, 0, of=1))
+    assert json.loads(json.dumps(found, allow_nan=False))["settings"][1]["behind_error"] is None
+    page = render_sweep(found, sweep_figures(found))
+    assert '<td class="number">1.000</td>' in page
+    assert "cannot be told apart" in page
+    assert "cannot tell them apart" in page
 
 
 def test_nothing_is_best_where_nothing_could_be_judged() -> None:
