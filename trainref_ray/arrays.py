@@ -369,9 +369,8 @@ def _digests(duplicates_of: np.ndarray | None, count: int, given: int) -> np.nda
     """Group numbers int64 [N + R] in place of digests; each reference is a group of its own, and each unknown value."""
     if duplicates_of is None:
         return None
-    values = _array(
-        "duplicates_of", duplicates_of, object
-    )  # of a list with text, any other type makes the text "nan" of NaN
+    # As objects: of a list with text, any other type makes the text "nan" of NaN.
+    values = _array("duplicates_of", duplicates_of, object)
     if values.shape != (count,):
         raise ConfigError(f"duplicates_of has shape {values.shape}; one value for each of the {count} rows")
     groups = np.arange(count)

@@ -1,4 +1,4 @@
 """Which results belong together."""
 
-METHOD_VERSION = 6
+METHOD_VERSION = 7
 """Part of every fingerprint: raised when a change of the code changes a stage's result for equal settings."""
