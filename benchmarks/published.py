@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
 import sys
 import time
@@ -41,6 +40,7 @@ from trainref_ray.data.reference import draw_references
 from trainref_ray.data.sources.cifar import confusion_of
 from trainref_ray.errors import TrainRefError
 from trainref_ray.evaluate import metrics
+from trainref_ray.files import written_aside
 from trainref_ray.method.draw import draw_samples
 from trainref_ray.models.backbones import Classifier, ModelSpec, build, load_model, predict, save_model
 from trainref_ray.models.precision import use_bf16
@@ -252,9 +252,8 @@ def curated(
     if not path.exists():
         note_device(folder, task.hardware)
         rows, targets, figures = _curate(task, model, unseen, first)
-        aside = folder / "curation.part.npz"
-        np.savez(aside, rows=rows, targets=targets.astype(np.float16), figures=json.dumps(figures))
-        os.replace(aside, path)
+        with written_aside(path) as aside, aside.open("wb") as file:
+            np.savez(file, rows=rows, targets=targets.astype(np.float16), figures=json.dumps(figures))
     with np.load(path, allow_pickle=False) as content:
         return content["rows"], content["targets"].astype(np.float32), json.loads(str(content["figures"]))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from trainref_ray.files import written_aside
 
 ROW_FILE, DEVICE_FILE = "row.json", "devices.json"
 FIGURES = (
@@ -30,11 +31,9 @@ ALL_IMAGES = 50_000
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file aside and rename it: a reader finds the old or the new one, whenever the writer dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    """Write a whole file, or none."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def note_device(folder: Path, name: str) -> None:

@@ -34,6 +34,7 @@ LAYERS = {
     "schemas": 5,
     "errors": 5,
     "version": 5,
+    "files": 5,
 }
 SIBLINGS = {
     ("training", "models"),

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from trainref_ray.baselines.objectives import supervised_loss
 from trainref_ray.baselines.selection import CLEAN, HARD, LEFT_OUT, select, updated_threshold
+from trainref_ray.files import written_aside
 from trainref_ray.models.backbones import Classifier
 from trainref_ray.training.loop import learning_rate_share, validate
 from trainref_ray.training.objectives import soft_cross_entropy
@@ -195,11 +196,9 @@ class DiscState:
 def save_disc_state(state: DiscState, folder: str | Path) -> None:
     """Write `memory-<epoch>.safetensors` beside what `save_state` writes, which comes last and names the epoch."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     name = _memory_name(state.training.epoch)
-    aside = folder / f"{name}.part"
-    save_file({part.name: getattr(state.memory, part.name) for part in fields(Memory)}, aside)
-    aside.replace(folder / name)
+    with written_aside(folder / name) as aside:
+        save_file({part.name: getattr(state.memory, part.name) for part in fields(Memory)}, aside)
     save_state(state.training, folder)
     for old in folder.glob("memory-*"):
         if old.name != name:

@@ -161,6 +161,19 @@ def quality_ece(label_quality: np.ndarray, right: np.ndarray, bins: int = 15) ->
     return _gap(_binned(quality, right, _equal_width(quality, bins))) if len(quality) else None
 
 
+def soft_cross_entropy(distribution: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """−Σ t ln q of each row, in nats: its mean is `soft_nll`, and that less the target's own `soft_kl`.
+
+    Args:
+        distribution: float [N, C], q; taken as at least `FLOOR`.
+        target: float [N, C], t, such as the shares of people's votes.
+
+    Returns:
+        float [N].
+    """
+    return -(target * np.log(np.maximum(distribution, FLOOR))).sum(axis=1)
+
+
 def bootstrap_interval(
     function: Callable[..., float | None],
     arrays: Sequence[np.ndarray],

@@ -8,7 +8,6 @@ there is no head yet: such a model is saved with 0 classes, and a head is added 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainref_ray.data.images import stored_size as stored_side
+from trainref_ray.files import written_aside
 from trainref_ray.models.bodies import Body, backbone_names, build_body, check_backbone
 
 __all__ = [
@@ -169,14 +169,12 @@ def save_model(model: Classifier, spec: ModelSpec, folder: str | Path) -> None:
     Each is written aside and renamed, model.json last: where it is, the model is whole.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    aside = folder / "model.part"
-    save_file(state, aside)
-    os.replace(aside, folder / "model.safetensors")
+    with written_aside(folder / "model.safetensors") as aside:
+        save_file(state, aside)
     content = {"spec": asdict(spec), "width": model.width}
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / "model.json")
+    with written_aside(folder / "model.json") as aside:
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(folder: str | Path) -> tuple[Classifier, ModelSpec]:

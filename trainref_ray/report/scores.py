@@ -172,13 +172,8 @@ def _soft_recipes(name: str, distribution: np.ndarray, votes: np.ndarray) -> dic
         return {}
     silent = written.sum(axis=1) == 0
     written[silent] = 1 / written.shape[1]
-    cross = _cross_entropy(written, target)
-    return {f"{name}_nll": (_mean, [cross]), f"{name}_kl": (_mean, [cross - _cross_entropy(target, target)])}
-
-
-def _cross_entropy(distribution: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """float64 [n], −Σ t ln q of each row's target t and distribution q, in nats; q at least `metrics.FLOOR`."""
-    return -(target * np.log(np.maximum(distribution, metrics.FLOOR))).sum(axis=1)
+    cross, least = metrics.soft_cross_entropy(written, target), metrics.soft_cross_entropy(target, target)
+    return {f"{name}_nll": (_mean, [cross]), f"{name}_kl": (_mean, [cross - least])}
 
 
 def _ood_recipes(result: RivalResult, truth: Truth) -> dict[str, Recipe]:

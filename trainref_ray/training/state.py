@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
+
+from trainref_ray.files import written_aside
 
 DESCRIPTION = "state.json"
 """Written last: it names the file of tensors that belongs to it."""
@@ -58,24 +59,21 @@ def save_state(state: TrainState, folder: str | Path) -> None:
     a reader finds the one state or the other, whenever the writer dies.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     # Cloned: the best state may be the last one, and safetensors refuses two names for one piece of memory.
     best = {name: value.clone() for name, value in (state.best or {}).items()}
     parts = {"model": state.model, "optimizer": state.optimizer, "best": best}
     tensors = {f"{part}/{key}": value.contiguous() for part, values in parts.items() for key, value in values.items()}
     name = f"tensors-{state.epoch:04d}.safetensors"
-    aside = folder / f"{name}.part"
-    save_file(tensors, aside)
-    os.replace(aside, folder / name)
+    with written_aside(folder / name) as aside:
+        save_file(tensors, aside)
     content = {
         "epoch": state.epoch,
         "tensors": name,
         "has_best": state.best is not None,
         "history": [asdict(report) for report in state.history],
     }
-    aside = folder / f"{DESCRIPTION}.part"
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(aside, folder / DESCRIPTION)
+    with written_aside(folder / DESCRIPTION) as aside:
+        aside.write_text(json.dumps(content, indent=2) + "\n")
     for old in folder.glob("tensors-*"):
         if old.name != name:
             old.unlink()

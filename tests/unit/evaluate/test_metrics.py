@@ -69,6 +69,13 @@ def test_nothing_to_measure_is_none():
     assert metrics.relabel_accuracy(none, none, none.astype(bool)) is None
 
 
+def test_cross_entropy_of_distributions_by_hand():
+    q, human = np.array([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75]]), np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
+    hand = [np.log(2), 0.0, (np.log(4) + np.log(4 / 3)) / 2]
+    assert metrics.soft_cross_entropy(q, human) == pytest.approx(hand)
+    assert metrics.soft_cross_entropy(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])) == pytest.approx(-np.log(1e-7))
+
+
 def test_noise_metrics_leave_references_and_foreign_images_out():
     quality = np.array([0.9, 0.1, 0.6, 0.0, 0.0])
     given, truth = np.array([0, 0, 1, 0, 1]), np.array([0, 1, 1, 1, -1])
