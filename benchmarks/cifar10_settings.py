@@ -122,7 +122,7 @@ def main() -> None:
         config = make_config(preset, {"seed": seed})
         data = read(arguments.cifar10, arguments.human, arguments.images, seed, config.reference_per_class or 1)
         rows, validation = data.others, (data.images[data.references], data.truth[data.references])
-        start = pretrained(data.images[rows], data.given[rows], validation, config.pretrain, seed)
+        start = pretrained(data.images[rows], data.given[rows], validation, config.pretrain, seed, config.model.mirror)
         models.setdefault("none", []).append([data.accuracy(start), *data.figures(start, config)])
         for name, change in FINETUNINGS.items():
             model = finetuned(start, data, make_config(preset, {"seed": seed, "finetune": change}))
@@ -133,8 +133,8 @@ def main() -> None:
                 data.figures(model, make_config(preset, {"seed": seed, "vote": change}))
             )
     head = (
-        f"{arguments.images:,} CIFAR-10 images, `worse` labels of CIFAR-10N, none foreign, preset cifar10 "
-        f"without mirror images, {arguments.seeds} seeds: mean (standard deviation). "
+        f"{arguments.images:,} CIFAR-10 images, `worse` labels of CIFAR-10N, none foreign, preset cifar10, "
+        f"{arguments.seeds} seeds: mean (standard deviation). "
         f"accuracy: of {JUDGED:,} training images not trained on."
     )
     after = "After the fine-tuning of the preset, sources of evidence (`vote`):"

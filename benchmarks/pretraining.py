@@ -44,10 +44,11 @@ def pretrained(
     validation: tuple[np.ndarray, np.ndarray] | None,
     settings: PretrainSettings,
     seed: int,
+    mirror: bool = False,
 ) -> Classifier:
     """A model after pre-training on noisy labels, or on none."""
     torch.manual_seed(seed)
-    model = build(ModelSpec("cnn_small", 0 if labels is None else CLASSES, SIDE))
+    model = build(ModelSpec("cnn_small", 0 if labels is None else CLASSES, SIDE, mirror=mirror))
     if labels is None:
         add_projection(model, settings.projection_width)
     targets = np.zeros((len(images), 0)) if labels is None else np.eye(CLASSES)[labels]

@@ -38,6 +38,14 @@ def _group(number: int) -> int:
 
 
 GROUPS = torch.tensor([_group(number) for number in range(2 * len(KINDS))])
+PIXELS_AT_ONCE = 100_000
+"""On a CPU, so that what an operation writes stays in the cache. How many times as fast as torchvision, image by image,
+on one core, by pixels at once (medians of 5):
+
+    side   all  400,000  200,000  100,000  60,000
+      32   4.8      4.8      4.6      5.0     6.4
+      96  1.25     1.49     1.55     1.63    1.62
+     224  0.78     1.07     1.13     1.15    1.18"""
 
 
 def randaugment(pixels: Tensor, magnitude: int, generator: torch.Generator) -> Tensor:
@@ -56,7 +64,8 @@ def randaugment(pixels: Tensor, magnitude: int, generator: torch.Generator) -> T
     """
     strength, side = magnitude / STRONGEST, pixels.shape[1]
     matrices, colours = moves(strength, side), colour_operations(strength)
-    images = pixels.permute(0, 3, 1, 2)
+    images = pixels.permute(0, 3, 1, 2).contiguous()
+    piece = max(1, PIXELS_AT_ONCE // side**2) if pixels.device.type == "cpu" else len(pixels)
     for _ in range(OPERATIONS_AN_IMAGE):
         drawn = torch.randint(2 * len(KINDS), (len(pixels),), generator=generator)
         groups = GROUPS[drawn]
@@ -67,11 +76,11 @@ def randaugment(pixels: Tensor, magnitude: int, generator: torch.Generator) -> T
             rows, start = slice(start, start + count), start + count
             if not count or KINDS[group % len(KINDS)] == "identity":
                 continue
-            chosen = images[there[rows]]
-            if KINDS[group % len(KINDS)] in MOVING:
-                changed[there[rows]] = _moved(chosen, matrices[drawn[order[rows]]])
-            else:
-                changed[there[rows]] = colours[group](chosen)
+            for places, numbers in zip(there[rows].split(piece), drawn[order[rows]].split(piece), strict=True):
+                if KINDS[group % len(KINDS)] in MOVING:
+                    changed[places] = _moved(images[places], matrices[numbers])
+                else:
+                    changed[places] = colours[group](images[places])
         images = changed
     return images.permute(0, 2, 3, 1).contiguous()
 
@@ -100,12 +109,11 @@ def moves(strength: float, side: int) -> Tensor:
 
 def _moved(images: Tensor, matrices: Tensor) -> Tensor:
     """uint8 [B, 3, S, S], each pixel the one nearest to where its image's matrix float32 [B, 2, 3] says, or black."""
-    side, count = images.shape[-1], len(images)
+    side = images.shape[-1]
     along = torch.linspace((1 - side) / 2, (side - 1) / 2, side, device=images.device)
-    places = torch.ones(side, side, 3, device=images.device)
-    places[..., 0], places[..., 1] = along, along[:, None]
-    to_unit = to_device(matrices.transpose(1, 2) / (side / 2), images.device)
-    grid = places.view(1, -1, 3).expand(count, -1, -1).bmm(to_unit).view(count, side, side, 2)
+    across, down, offset = to_device(matrices / (side / 2), images.device)[..., None, None].unbind(2)
+    # not a product of matrices: so narrow a one takes a CPU ten times as long
+    grid = (across * along + down * along[:, None] + offset).permute(0, 2, 3, 1)
     sampled = functional.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return sampled.round_().to(torch.uint8)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from trainref_ray.training import randaugment as module
 from trainref_ray.training.randaugment import GROUPS, KINDS, MOVING, colour_operations, moves, randaugment
 
 COUNT = 2 * len(KINDS)
@@ -52,7 +53,7 @@ def expected(images: Tensor, number: int, strength: float) -> Tensor:
     return images if kind == "identity" else getattr(tv, kind)(images)
 
 
-@pytest.mark.parametrize("side", [7, 32])
+@pytest.mark.parametrize("side", [7, 32, 96])
 @pytest.mark.parametrize("magnitude", [6, 30])
 @pytest.mark.parametrize("number", range(COUNT))
 def test_each_operation_is_torchvisions(
@@ -75,6 +76,15 @@ def test_each_image_goes_through_its_own_operations() -> None:
         for number in numbers:
             wanted = expected(wanted, number, 12 / 30)
         assert torch.equal(result, wanted[0].permute(1, 2, 0))
+
+
+def test_a_group_goes_through_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = images(64, 16)
+    whole = randaugment(pixels, 9, generator())
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 3 * 16**2)
+    assert torch.equal(randaugment(pixels, 9, generator()), whole)
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 16)  # less than an image
+    assert torch.equal(randaugment(pixels, 9, generator()), whole)
 
 
 def test_the_input_is_left_alone_and_most_images_change() -> None:
