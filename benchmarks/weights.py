@@ -32,7 +32,10 @@ WEIGHTS = ((0, 0, 1), (1, 1, 1), (1, 1, 4))
 TEMPERATURES = (0.7, 1.0)
 GIVEN_WEIGHTS = (0.0, 0.5, 1.0, 1.5)
 KEEP_AT = 0.5
-FIGURES = ("noise_auroc", "noise_ap", "noise_f1", "quality_ece", "relabel_accuracy", "nll_held_out", "nll_others")
+FIGURES = (
+    *("noise_auroc", "noise_ap", "noise_f1", "mean_quality", "quality_ece", "relabel_accuracy"),
+    *("nll_held_out", "nll_others"),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def figures(sources: Sources, curated: np.ndarray) -> dict[str, float | None]:
     given, truth, is_reference = sources.given, sources.truth, sources.is_reference
     return {
         **metrics.noise_metrics(quality, given, truth, is_reference, quality < KEEP_AT),
+        "mean_quality": float(quality[others].mean()),
         "relabel_accuracy": metrics.relabel_accuracy(curated.argmax(axis=1), truth, is_reference),
         "nll_held_out": metrics.nll(curated[sources.held_out], truth[sources.held_out]),
         "nll_others": metrics.nll(curated[others], truth[others]),
@@ -117,10 +121,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     sources = read(arguments.run, arguments.round)
-    right = (sources.given == sources.truth)[sources.is_reference].mean()
+    right, others = sources.given == sources.truth, ~sources.is_reference & (sources.truth >= 0)
     content = [
         f"Round {arguments.round} of a run, {len(sources.given):,} samples, {sources.is_reference.sum():,} references; "
-        f"{sources.held_out.sum():,} of these held out, {right:.0%} of these given their true label.",
+        f"{sources.held_out.sum():,} of these held out. Given their true label: "
+        f"{right[sources.is_reference].mean():.1%} of the references, {right[others].mean():.1%} of the others, "
+        "foreign ones aside.",
         "",
         f"| model | vote, influence, model | temperature | given_weight | table | {' | '.join(FIGURES)} |",
         "|---" * (len(FIGURES) + 5) + "|",

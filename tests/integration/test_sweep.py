@@ -184,6 +184,20 @@ def test_optuna_draws_and_goes_on_from_what_it_found(local_ray: None, tmp_path: 
 
 
 @pytest.mark.slow
+def test_with_models_the_last_curation_is_a_round_more_of_the_same_training(local_ray: None, tmp_path: Path) -> None:
+    finished, _ = start(tmp_path, {"final_curation": {"grid": [False, True]}}, options={"finetune": True})
+    runs = {row["point"]["final_curation"]: finished.trial(row["name"]) for row in finished.summary["trials"]}
+    counts = Counter(name for row in finished.summary["trials"] for name in row["stages_computed"])
+    assert counts["finetune"] == 1
+    assert {last: run.rounds for last, run in runs.items()} == {False: 1, True: 2}
+    assert runs[True].table("decisions", 1).equals(runs[False].table("decisions", 1))
+    assert runs[True].summary["metrics"]["accuracy"] == runs[False].summary["metrics"]["accuracy"]
+    judged = {row["point"]["final_curation"]: row for row in finished.summary["trials"]}
+    assert {row["references_left_out"] for row in judged.values()} == {30}
+    assert judged[True]["log_likelihood"] != judged[False]["log_likelihood"]
+
+
+@pytest.mark.slow
 def test_asha_stops_the_worse_trial_after_its_first_round(local_ray: None, tmp_path: Path) -> None:
     # the second trial takes every member for a copy, so no one supports a sample, and nothing else may speak
     silent = {"influence_weight": 0.0, "model_weight": 0.0, "given_weight": 0.0}

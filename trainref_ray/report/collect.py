@@ -31,6 +31,8 @@ SHOWN_SUPPORTERS = 4
 SHOWN_CLASSES = 5
 """Supporters and classes beside each image, as the paper's page shows them."""
 SHOWN_QUARANTINED = 200
+NORMAL_95 = 1.96
+"""Standard errors on either side of an estimate that leave out 5 %."""
 SHOWN_LEFT_SHORT = 10
 """Names in the note on classes that no sample joined; summary.json has all."""
 HEADLINES = {
@@ -277,6 +279,7 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
         classes = f"{len(names):,} {'class' if len(names) == 1 else 'classes'}"
         shown = ", ".join(names[:SHOWN_LEFT_SHORT]) + (", …" if len(names) > SHOWN_LEFT_SHORT else "")
         notes.append(f"No sample joined the references of {classes}: {shown}.")
+    notes += _labels_right_note(config, summary)
     if run.rounds > config.rounds:
         notes.append(
             f"The model was trained on the label distributions of round {config.rounds}; the decisions here are its "
@@ -303,6 +306,20 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
     else:
         notes.append(f"The labels of {held_out} references were seen by no training; they chose the temperature.")
     return [*notes, *_samples_note(run)]
+
+
+def _labels_right_note(config: Config, summary: dict[str, Any]) -> list[str]:
+    """Where label qualities and references differ in how many labels are right, by more than chance."""
+    found = summary["labels_right"]
+    if found is None or abs(found["label_quality"] - found["references"]) <= NORMAL_95 * found["standard_error"]:
+        return []
+    change = "higher" if found["label_quality"] < found["references"] else "lower"
+    within = f"{found['references']:.0%} ± {NORMAL_95 * found['standard_error']:.0%}"
+    return [
+        f"By their mean label quality {found['label_quality']:.0%} of the labels are right; of the references {within} "
+        f"have a right given label. If these are a random choice, a {change} vote.given_weight (here "
+        f"{config.vote.given_weight:g}) gives better distributions."
+    ]
 
 
 def _samples_note(run: CurationRun) -> list[str]:

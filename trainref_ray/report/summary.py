@@ -61,6 +61,7 @@ def summarise(run: CurationRun, stages: list[dict[str, Any]]) -> dict[str, Any]:
             figures | {"classes_left_short": _left_short(run, number)} for number, figures in enumerate(rounds, start=1)
         ],
         "baselines": baselines,
+        "labels_right": _labels_right(run),
         "temperature": model_temperature(run.model_stage(-1)) if config.pretrain.reads_labels or models[-1] else None,
         "stages": stages,
         "config": run.settings,
@@ -102,6 +103,21 @@ def _arrays(run: CurationRun, round_: int) -> dict[str, np.ndarray]:
         "truth": true_labels(run, uids),
         "is_reference": np.isin(uids, run.reference_uids),
     }
+
+
+def _labels_right(run: CurationRun) -> dict[str, float] | None:
+    """Share of right labels by the references, with its standard error, and by the mean label quality of the others.
+
+    The two should agree where the references are a random choice; None where no other sample is of any class.
+    """
+    arrays, trusted = _arrays(run, run.rounds), np.array(run.stages["references"]["labels"])
+    others = ~arrays["is_reference"] & ~arrays["flagged_ood"]
+    shares = np.bincount(arrays["best"][others], minlength=len(run.class_names)).astype(np.float64)
+    if not shares[trusted].any():
+        return None
+    given = arrays["given"][np.searchsorted(arrays["uid"], run.reference_uids)]
+    share, error = metrics.share_right(given == trusted, trusted, shares)
+    return {"references": share, "standard_error": error, "label_quality": float(arrays["quality"][others].mean())}
 
 
 def _label_metrics(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

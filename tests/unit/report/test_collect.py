@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import small_run
 from small_run import finished_run, pictures
 
 from trainref_ray.cli import result_rows
@@ -12,6 +13,7 @@ from trainref_ray.report import summary
 from trainref_ray.report.card import dataset_card
 from trainref_ray.report.collect import collect
 from trainref_ray.report.page import render
+from trainref_ray.results import open_tables
 
 
 def test_a_test_set_measures_the_model(tmp_path: Path) -> None:
@@ -60,6 +62,31 @@ def test_classes_that_no_sample_joined_are_named_in_the_summary_and_in_a_note(tm
     assert "classes_left_short" not in run.summary["metrics"]  # those are numbers
     assert "No sample joined the references of 1 class: dog." in collect(run, pictures).notes
     assert finished_run(tmp_path).summary["rounds"][0]["classes_left_short"] == []
+
+
+def test_label_qualities_that_the_references_contradict_are_told_with_what_would_help(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    found = run.summary["labels_right"]
+    # two of three others are best as cats: the cat's label is right, one of the two dogs'
+    assert found["references"] == pytest.approx(2 / 3 * 1 + 1 / 3 * 0.5)
+    assert found["label_quality"] == pytest.approx((0.8 + 0.1 + 0.4) / 3)  # g, which is called ood, aside
+    assert not any("given_weight" in note for note in collect(run, pictures).notes)
+    for references, wanted in ((0.9, "a higher vote.given_weight (here 1)"), (0.2, "a lower vote.given_weight")):
+        changed = found | {"references": references, "standard_error": 0.05}
+        run.storage.write_json("summary.json", run.summary | {"labels_right": changed})
+        [note] = [note for note in collect(open_tables(run.storage), pictures).notes if "given_weight" in note]
+        assert "quality 43% of the labels are right" in note
+        assert f"{references:.0%} ± 10%" in note
+        assert wanted in note
+
+
+def test_without_another_sample_of_a_class_nothing_is_said_of_right_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small_run, "DECIDED", ["keep", *["ood"] * 2, "keep", "keep", *["ood"] * 2, "quarantined"])
+    run = finished_run(tmp_path)
+    assert run.summary["labels_right"] is None
+    assert not any("given_weight" in note for note in collect(run, pictures).notes)
 
 
 def test_fewer_references_are_tried_where_that_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
