@@ -32,7 +32,7 @@ class FirstRound:
         """Some images of a finished run at random, with the embeddings of its first round."""
         run = load_run(path)
         decisions = usable_decisions(run, 1)
-        config = make_config(run.settings, {"allow_missing_classes": True})
+        config = make_config(run.settled(1), {"allow_missing_classes": True})
         rows = np.sort(np.random.default_rng(config.seed).permutation(decisions.num_rows)[:images])
         probabilities = run.model_probabilities(1)
         return cls(

@@ -6,7 +6,9 @@ RUN is a finished curation of shards with a trusted field, its model trained on 
 taken as they are; the influence is that of the references which trainings saw, so that the held-out ones can be judged
 beside all other images. The model's logits are taken as they are, and divided by the temperature that fits the held-out
 references ("at 0.58"). The table of given labels is taken as counted ("plain") and as `method.vote.transition` has it
-("steadied"). The last two columns are what a likelihood would choose by: on the held-out references, and on the others.
+("steadied"). Weights "by references" are fitted from 1 to the share of references that were given their true label
+(`vote.fit_given_weight`), those "by truth" to that of all other samples. The last two columns are what a likelihood
+would choose by: on the held-out references, and on the others.
 """
 
 from __future__ import annotations
@@ -91,12 +93,33 @@ def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
             mass = vote.class_label_mass(sharpened, sources.given)
             plain = mass / np.maximum(mass.sum(axis=1, keepdims=True), 1e-9)
             tables = {"plain": plain, "steadied": vote.transition(mass)}
-            for weight in GIVEN_WEIGHTS:
-                for name, table in tables.items() if weight else [("", plain)]:
-                    likelihood = table.T[sources.given] ** weight
-                    curated = sharpened * likelihood
-                    cells = [scaling, ", ".join(map(str, weights)), f"{temperature}", f"{weight}", name]
-                    yield cells, curated / curated.sum(axis=1, keepdims=True)
+            fitted = fitted_weights(sources, sharpened, mass) if temperature == 1 else {}
+            named = [
+                *(
+                    (f"{weight}", weight, name)
+                    for weight in GIVEN_WEIGHTS
+                    for name in (tables if weight else ["plain"])
+                ),
+                *((f"{weight:g} by {by}", weight, "steadied") for by, weight in fitted.items()),
+            ]
+            for title, weight, name in named:
+                curated = sharpened * tables[name].T[sources.given] ** weight
+                cells = [scaling, ", ".join(map(str, weights)), f"{temperature}", title, name if weight else ""]
+                yield cells, curated / curated.sum(axis=1, keepdims=True)
+
+
+def fitted_weights(sources: Sources, sharpened: np.ndarray, mass: np.ndarray) -> dict[str, float]:
+    """The weights of the given label that make the mean label quality the share of right labels, by who knows that."""
+    others, right = ~sources.is_reference, sources.given == sources.truth
+    references = sources.truth[sources.is_reference]
+    share, error = vote.share_right(right[sources.is_reference], references, mass.sum(axis=1))
+    known = {"references": (share, error), "truth": (float(right[others].mean()), 1e-3)}
+    return {
+        name: vote.fit_given_weight(
+            sharpened[others], sources.given[others], mass, share=value, standard_error=sure, prior=1.0
+        )
+        for name, (value, sure) in known.items()
+    }
 
 
 def figures(sources: Sources, curated: np.ndarray) -> dict[str, float | None]:

@@ -12,12 +12,14 @@ import numpy as np
 from trainref_ray.errors import ConfigError, first_line
 from trainref_ray.method import augment, decide, influence, ood
 from trainref_ray.method.steps import (
+    WEIGHED_SAMPLES,
     Members,
     Search,
     combine_sources,
     curated_distributions,
     find_supporters,
     fit_ood,
+    fitted_given_weight,
     label_mass,
     raw_ood,
     score_samples,
@@ -54,6 +56,7 @@ class Curation:
         given_references: R.
         ood_cut: raw score above which a sample is flagged; infinity where too few samples pass to set one.
         classes_left_short: classes that no sample joined.
+        given_weight: how much the given label weighed.
     """
 
     keys: np.ndarray
@@ -71,6 +74,7 @@ class Curation:
     given_references: int
     ood_cut: float
     classes_left_short: list[int]
+    given_weight: float
 
 
 def curate_arrays(
@@ -88,6 +92,7 @@ def curate_arrays(
     model_probabilities: np.ndarray | None = None,
     build_search: Callable[[np.ndarray, np.ndarray], Search] | None = None,
     ood_features: tuple[np.ndarray, np.ndarray] | None = None,
+    reference_given_labels: np.ndarray | None = None,
 ) -> Curation:
     """Curate samples by their features and a few trusted references.
 
@@ -113,6 +118,8 @@ def curate_arrays(
         ood_features: float [N, E] and [R, E], other features of the samples and the references to tell strange images
             by, such as those of a model that was not fine-tuned yet; by default the features. Not read by `ood.score`
             knn.
+        reference_given_labels: int [R], the labels that the references had among the samples, right or wrong; needed
+            and read by `vote.fit_given_weight` alone.
 
     Raises:
         ConfigError: shapes or values do not fit; names the argument, the place and what is allowed.
@@ -132,6 +139,7 @@ def curate_arrays(
         ood_features,
     )
     model = _probabilities(model_probabilities, len(inputs.labels), inputs.classes)
+    right = _references_right(reference_given_labels, inputs.trusted, settings)
     count, classes = len(inputs.labels), inputs.classes
     uids = np.arange(count, dtype=np.int64)
     probe = _fit_probe(inputs, settings, seed)
@@ -180,12 +188,20 @@ def curate_arrays(
         weights=(options.vote_weight, options.influence_weight, options.model_weight),
         balance=options.balance,
     )
+    mass, given_weight = label_mass(combined, inputs.labels, temperature=options.temperature), options.given_weight
+    if right is not None:
+        some = np.flatnonzero(np.random.default_rng(seed).random(count) < WEIGHED_SAMPLES / count)
+        given_weight = fitted_given_weight(
+            combined[some],
+            inputs.labels[some],
+            mass,
+            right,
+            inputs.trusted,
+            temperature=options.temperature,
+            prior=options.given_weight,
+        )
     distribution = curated_distributions(
-        combined,
-        inputs.labels,
-        label_mass(combined, inputs.labels, temperature=options.temperature),
-        temperature=options.temperature,
-        given_weight=options.given_weight,
+        combined, inputs.labels, mass, temperature=options.temperature, given_weight=given_weight
     )
     scores = score_samples(
         distribution,
@@ -216,6 +232,7 @@ def curate_arrays(
         given_references=len(inputs.references),
         ood_cut=ood_model.cut,
         classes_left_short=augment.classes_left_short(inputs.labels[joined], classes),
+        given_weight=given_weight,
     )
 
 
@@ -353,6 +370,18 @@ def _probabilities(values: np.ndarray | None, count: int, classes: int) -> np.nd
             f"model_probabilities[{bad[0]}] sums to {matrix[bad[0]].sum():.3f}; rows must not be negative and sum to 1"
         )
     return matrix
+
+
+def _references_right(given: np.ndarray | None, trusted: np.ndarray, settings: Config) -> np.ndarray | None:
+    """bool [R], which references have a right given label; None where that is not asked for."""
+    if not settings.vote.fit_given_weight:
+        return None
+    if given is None:
+        raise ConfigError(
+            "settings.vote.fit_given_weight needs reference_given_labels, the labels that the references had among the "
+            "samples"
+        )
+    return _integers("reference_given_labels", given, len(trusted)) == trusted
 
 
 def _names(keys: Sequence[str] | None, count: int) -> np.ndarray:

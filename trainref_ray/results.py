@@ -14,6 +14,7 @@ import pyarrow as pa
 import yaml
 from safetensors.numpy import load as load_safetensors
 
+from trainref_ray.config import VoteSettings, make_config
 from trainref_ray.errors import ConfigError, ResumeError
 from trainref_ray.run import RUN_FILE, SWEEP_FILE, Stage, Storage
 from trainref_ray.schemas import to_matrix
@@ -47,6 +48,11 @@ def model_temperature(model: Stage) -> float:
     return fit_held_out(held_out_logits(model), held_out_logits(model, HELD_OUT_SAMPLES))
 
 
+def given_weight_of(transition: Stage, settings: VoteSettings) -> float:
+    """How much the given label weighs in a round: as set, or as the stage of its table has fitted it."""
+    return float(transition.facts()["given_weight"]) if settings.fit_given_weight else settings.given_weight
+
+
 @dataclass(frozen=True)
 class CurationRun:
     """A run folder whose tables are complete.
@@ -78,6 +84,14 @@ class CurationRun:
     def settings(self) -> dict[str, Any]:
         """The settings as they were used."""
         return yaml.safe_load(self.storage.read_bytes(RUN_FILE))
+
+    def settled(self, round_: int) -> dict[str, Any]:
+        """The settings, with the weight of the given label that a round has fitted, if it has, in place of the fit."""
+        vote = make_config(self.settings).vote
+        if not vote.fit_given_weight:
+            return self.settings
+        weight = given_weight_of(self.stage("transition", round_), vote)
+        return self.settings | {"vote": self.settings["vote"] | {"given_weight": weight, "fit_given_weight": False}}
 
     @property
     def class_names(self) -> list[str]:

@@ -165,6 +165,33 @@ def test_other_settings_compute_supporters_and_what_follows(
     assert "No sample is called out of distribution" in other.storage.read_bytes("report/index.html").decode()
 
 
+def test_the_weight_of_the_given_label_can_be_fitted_to_the_references(
+    run: CurationRun, local_ray: None, tmp_path: Path
+) -> None:
+    shutil.copytree(run.path, tmp_path / "other")
+    shards = {name: run.settings[name] for name in ("data", "test_data")}
+    other = start(tmp_path / "other", **shards, vote={"fit_given_weight": True}, finetune_model=False)
+    done = {stage["name"] for stage in other.summary["stages"] if stage["shards_reused"] < stage["shards"]}
+    assert done == {"transition", "decisions"}
+    weight = other.summary["rounds"][0]["given_weight"]
+    assert "given_weight" not in run.summary["metrics"]
+
+    decisions = other.decisions()
+    labels, is_reference = decisions["label"].to_numpy(), np.isin(decisions["uid"].to_numpy(), run.reference_uids)
+    share = (labels[is_reference] == np.array(run.stages["references"]["labels"])).mean()
+    mean = other.summary["labels_right"]["label_quality"]
+    before = run.summary["labels_right"]["label_quality"]
+    assert abs(weight - 1) > 0.1
+    assert abs(mean - share) < abs(before - share)
+
+    shutil.copytree(run.path, tmp_path / "fixed")
+    fixed = start(tmp_path / "fixed", **shards, vote={"given_weight": weight}, finetune_model=False)
+    assert fixed.decisions().equals(decisions)  # the weight that is told is the one that was used
+    page = other.storage.read_bytes("report/index.html").decode()
+    assert f"The given label weighs {weight:g} (set: 1), fitted to the references." in page
+    assert other.settled(1)["vote"] == fixed.settings["vote"]
+
+
 def test_the_first_models_classes_are_those_of_its_logits(run: CurationRun) -> None:
     logits, classes = run.model_logits(1), run.model_classes(1)
     assert logits is not None

@@ -266,6 +266,21 @@ def test_a_class_without_a_reference_can_be_allowed(data):
     assert 3 in result.classes_left_short
 
 
+def test_the_weight_of_the_given_label_is_fitted_to_the_references_own(data):
+    fitting = make_config({"vote": {"k": 5, "fit_given_weight": True}})
+    trusted = data[3]
+    all_right = curate(data, settings=fitting, reference_given_labels=trusted)
+    none_right = curate(data, settings=fitting, reference_given_labels=(trusted + 1) % CLASSES)
+    assert none_right.given_weight < 1 < all_right.given_weight
+    assert none_right.label_quality.mean() < all_right.label_quality.mean()
+    fixed = make_config({"vote": {"k": 5, "given_weight": all_right.given_weight}})
+    np.testing.assert_array_equal(curate(data, settings=fixed).label_quality, all_right.label_quality)
+    with pytest.raises(ConfigError, match="needs reference_given_labels, the labels that the references had"):
+        curate(data, settings=fitting)
+    with pytest.raises(ConfigError, match=f"an integer for each of the {len(trusted)} rows is wanted"):
+        curate(data, settings=fitting, reference_given_labels=trusted[1:])
+
+
 def test_needs_neither_ray_nor_mlflow():
     code = "import sys, trainref_ray.arrays; sys.exit('ray' in sys.modules or 'mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0

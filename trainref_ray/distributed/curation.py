@@ -19,7 +19,7 @@ from trainref_ray.config import Config, VoteSettings
 from trainref_ray.distributed.supporter_pool import SupporterPool
 from trainref_ray.method import decide, influence, ood, steps
 from trainref_ray.models.probe import Probe
-from trainref_ray.results import model_temperature
+from trainref_ray.results import given_weight_of, model_temperature
 from trainref_ray.run import Stage
 from trainref_ray.schemas import OK, QUARANTINED, SHARD_BITS, fixed_size_list, soft_label_column, to_matrix
 from trainref_ray.training.calibrate import softmax
@@ -205,12 +205,27 @@ def distributions_table(shard_id: int, stages: RoundStages, config: Config, clas
     return pa.table({"uid": uids, "distribution": fixed_size_list(combined, pa.float16())})
 
 
-def label_mass(stages: RoundStages, shard_id: int, temperature: float) -> np.ndarray:
-    """How much of each class lies under each given label in one shard, float64 [C, C]."""
-    combined = to_matrix(stages.distributions.read_shard(shard_id)["distribution"])
+def _sources(stages: RoundStages, shard_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the usable samples of a shard: uids int64 [n], their three sources together float16 [n, C], given labels."""
+    table = stages.distributions.read_shard(shard_id)
     samples = stages.inventory.read_shard(shard_id, ["label", "status"])
     labels = samples.filter(pc.equal(samples["status"], OK))["label"].to_numpy().astype(np.int64)
+    return table["uid"].to_numpy(), to_matrix(table["distribution"]), labels
+
+
+def label_mass(stages: RoundStages, shard_id: int, temperature: float) -> np.ndarray:
+    """How much of each class lies under each given label in one shard, float64 [C, C]."""
+    _, combined, labels = _sources(stages, shard_id)
     return steps.label_mass(combined, labels, temperature=temperature)
+
+
+def drawn_sources(
+    stages: RoundStages, shard_id: int, references: np.ndarray, rate: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A share of a shard's samples at random, no references among them: sources float16 [n, C] and given labels."""
+    uids, combined, labels = _sources(stages, shard_id)
+    drawn = (np.random.default_rng([seed, shard_id]).random(len(uids)) < rate) & ~np.isin(uids, references)
+    return combined[drawn], labels[drawn]
 
 
 def decisions_table(
@@ -225,7 +240,7 @@ def decisions_table(
         given_labels,
         tensors(stages.transition, "transition.safetensors")["mass"],
         temperature=config.vote.temperature,
-        given_weight=config.vote.given_weight,
+        given_weight=given_weight_of(stages.transition, config.vote),
     )
     ood_model = _ood_model(stages.ood)
     supporters = read_supporters(stages.supporters.read_shard(shard_id))

@@ -24,6 +24,7 @@ from trainref_ray.evaluate.ranking import Judgement
 from trainref_ray.method import influence, steps
 from trainref_ray.method.folds import deal_folds
 from trainref_ray.progress import Reporter
+from trainref_ray.results import given_weight_of
 from trainref_ray.retrieval.index import SupporterIndex
 from trainref_ray.run import Stage
 from trainref_ray.schemas import to_matrix
@@ -93,8 +94,8 @@ def _curating_with(context: Context, curating: References) -> Context:
 def curate_left_out(stages: RoundStages, transition: Stage, uids: np.ndarray, config: Config) -> np.ndarray:
     """Curated distributions float32 [n, C] of samples that these stages compare no sample with; runs in a worker.
 
-    How often each class bears each label comes from the whole round (`transition`): over all samples a few references
-    do not weigh.
+    How often each class bears each label, and how much the given one weighs, comes from the whole round (`transition`):
+    over all samples a few references do not weigh.
 
     Args:
         stages: whose probe, evidence and reference set are there.
@@ -132,5 +133,5 @@ def curate_left_out(stages: RoundStages, transition: Stage, uids: np.ndarray, co
         samples["label"].to_numpy().astype(np.int64),
         mass,
         temperature=settings.temperature,
-        given_weight=settings.given_weight,
+        given_weight=given_weight_of(transition, settings),
     )

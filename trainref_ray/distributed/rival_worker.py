@@ -286,7 +286,7 @@ def _cost(run: CurationRun) -> dict[str, Any]:
 def _curated_again(job: RivalJob, run: CurationRun, split: Split) -> RivalResult:
     """The first round once more with other settings, by the references of the run's own curation."""
     uids, model = run.reference_uids[run.is_curating], probabilities_of(run, split.samples)
-    settings = make_config(job.config.model_dump(), methods.REWEIGHTED[job.method])
+    settings = make_config(run.settled(1), methods.REWEIGHTED[job.method])
     found = curate_arrays(
         embeddings_of(run, split.samples),
         split.given,

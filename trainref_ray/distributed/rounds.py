@@ -228,7 +228,7 @@ def _index_files(context: Context, stages: RoundStages) -> list[tuple[str, str]]
 
 
 def _sum_label_mass(context: Context, stages: RoundStages) -> None:
-    """Which label each class is given how often, over all shards (METHOD 3)."""
+    """Which label each class is given how often, over all shards, and if wanted how much it weighs (METHOD 3)."""
     stage = stages.transition
     total = sum(context.usable[shard.shard_id] for shard in context.shards)
     with context.reporter.stage("transition", stage.round, shards=1, reused=0, items=total, unit="samples") as progress:
@@ -237,8 +237,29 @@ def _sum_label_mass(context: Context, stages: RoundStages) -> None:
             mass += curation.label_mass(stages, shard.shard_id, context.config.vote.temperature)
             progress.advance(context.usable[shard.shard_id])
         context.storage.write_bytes(stage.path("transition.safetensors"), save_safetensors({"mass": mass}))
-        stage.finish({})
+        fits = context.config.vote.fit_given_weight
+        stage.finish({"given_weight": _fit_given_weight(context, stages, mass)} if fits else {})
         progress.advance(0, shards=1)
+
+
+def _fit_given_weight(context: Context, stages: RoundStages, mass: np.ndarray) -> float:
+    """The weight by which as many given labels are right as of the references."""
+    references, settings = context.references, context.config.vote
+    rate = steps.WEIGHED_SAMPLES / sum(context.usable[shard.shard_id] for shard in context.shards)
+    parts = [
+        curation.drawn_sources(stages, shard.shard_id, references.uids, rate, context.config.seed)
+        for shard in context.shards
+    ]
+    given = gather_rows(context.labelled, references.uids, ["label"])["label"].to_numpy()
+    return steps.fitted_given_weight(
+        np.concatenate([combined for combined, _ in parts]),
+        np.concatenate([labels for _, labels in parts]),
+        mass,
+        given == references.labels,
+        references.labels,
+        temperature=settings.temperature,
+        prior=settings.given_weight,
+    )
 
 
 def _cut_ood(context: Context, stages: RoundStages) -> None:

@@ -161,31 +161,6 @@ def quality_ece(label_quality: np.ndarray, right: np.ndarray, bins: int = 15) ->
     return _gap(_binned(quality, right, _equal_width(quality, bins))) if len(quality) else None
 
 
-def share_right(right: np.ndarray, labels: np.ndarray, class_shares: np.ndarray) -> tuple[float, float]:
-    """Share of the samples whose given label is right, as the references tell it, and its standard error.
-
-    A class counts by its share of the samples: of references it often has as many as any other. The error is that of
-    independent draws which are right at the overall rate, with two more right and two more wrong ones (Agresti and
-    Coull 1998), so that a few references that are all right are not taken for certainty.
-
-    Args:
-        right: bool [R], R >= 1, whether the given label of a reference is the trusted one.
-        labels: int [R], trusted labels.
-        class_shares: float [C], not negative, of the samples; those of classes without a reference are not read.
-
-    Raises:
-        ValueError: no class of a reference has a share.
-    """
-    counts = np.bincount(labels, minlength=len(class_shares))
-    shares = np.where(counts > 0, class_shares, 0.0)
-    if not shares.sum() > 0:
-        raise ValueError(f"class_shares {class_shares.tolist()}: none of a class with references is above 0")
-    weights = (shares / shares.sum() / np.maximum(counts, 1))[labels]
-    share = float(weights @ right)
-    steadied = (len(right) * share + 2) / (len(right) + 4)
-    return share, float(np.sqrt(steadied * (1 - steadied) * (weights**2).sum()))
-
-
 def soft_cross_entropy(distribution: np.ndarray, target: np.ndarray) -> np.ndarray:
     """−Σ t ln q of each row, in nats: its mean is `soft_nll`, and that less the target's own `soft_kl`.
 

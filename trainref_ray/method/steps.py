@@ -20,6 +20,10 @@ DIVERSITY_ELEMENTS = 2**24
 """Most components of pools gathered at once: 64 MiB of float32."""
 
 
+WEIGHED_SAMPLES = 20_000
+"""So many samples at random tell the mean label quality to 0.003, ten times better than 200 references the share."""
+
+
 @dataclass(frozen=True)
 class Members:
     """The reference set in use, D*_ref: the given references and the samples that joined.
@@ -239,6 +243,32 @@ def curated_distributions(
     """
     sharpened = vote.sharpen(combined.astype(np.float32), temperature)
     return vote.weigh_given_label(sharpened, labels, mass, given_weight)
+
+
+def fitted_given_weight(
+    combined: np.ndarray,
+    labels: np.ndarray,
+    mass: np.ndarray,
+    right: np.ndarray,
+    trusted: np.ndarray,
+    *,
+    temperature: float,
+    prior: float,
+) -> float:
+    """The weight of the given label, by the references whose given label is right (`vote.fit_given_weight`).
+
+    Args:
+        combined: float16 [N, C], of samples that are no references; some at random are enough.
+        labels: int64 [N], given labels.
+        mass: float64 [C, C], sum of `label_mass` over all samples.
+        right: bool [R], whether a reference's given label is the trusted one.
+        trusted: int64 [R], trusted labels.
+        temperature: of the sharpening.
+        prior: the weight where there are no references.
+    """
+    share, error = vote.share_right(right, trusted, mass.sum(axis=1))
+    sharpened = vote.sharpen(combined.astype(np.float32), temperature)
+    return vote.fit_given_weight(sharpened, labels, mass, share=share, standard_error=error, prior=prior)
 
 
 def label_mass(combined: np.ndarray, labels: np.ndarray, *, temperature: float) -> np.ndarray:

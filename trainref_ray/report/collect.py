@@ -309,16 +309,23 @@ def _notes(run: CurationRun, config: Config, summary: dict[str, Any]) -> list[st
 
 
 def _labels_right_note(config: Config, summary: dict[str, Any]) -> list[str]:
-    """Where label qualities and references differ in how many labels are right, by more than chance."""
-    found = summary["labels_right"]
+    """The weight of the given label that was fitted, and where label qualities and references still differ in how many
+    labels are right, by more than chance."""
+    found, notes = summary["labels_right"], []
+    weight = summary["metrics"].get("given_weight", config.vote.given_weight)
+    if config.vote.fit_given_weight:
+        notes.append(
+            f"The given label weighs {weight:g} (set: {config.vote.given_weight:g}), fitted to the references."
+        )
     if found is None or abs(found["label_quality"] - found["references"]) <= NORMAL_95 * found["standard_error"]:
-        return []
+        return notes
     change = "higher" if found["label_quality"] < found["references"] else "lower"
     within = f"{found['references']:.0%} ± {NORMAL_95 * found['standard_error']:.0%}"
     return [
+        *notes,
         f"By their mean label quality {found['label_quality']:.0%} of the labels are right; of the references {within} "
-        f"have a right given label. If these are a random choice, a {change} vote.given_weight (here "
-        f"{config.vote.given_weight:g}) gives better distributions."
+        f"have a right given label. If these are a random choice, a {change} vote.given_weight (here {weight:g}) gives "
+        "better distributions.",
     ]
 
 

@@ -23,7 +23,7 @@ from trainref_ray.method.suggest import suggest
 from trainref_ray.report.figures import thumbnail
 from trainref_ray.report.image_files import read_image_files
 from trainref_ray.report.page import TEMPLATES, page_environment, policy_hash
-from trainref_ray.results import CurationRun
+from trainref_ray.results import CurationRun, given_weight_of
 from trainref_ray.schemas import QUARANTINED, SHARD_BITS, to_matrix
 
 CANDIDATES, POINTS = 10_000, 4_000
@@ -146,13 +146,14 @@ def _curated(run: CurationRun, settings: Config, shard: int) -> tuple[pa.Table, 
     class or none."""
     table = run.stage("decisions").read_shard(shard)
     table = table.filter(pc.not_equal(table["decision"].cast(pa.string()), QUARANTINED))
-    mass = load_safetensors(run.tables.read_bytes(run.stage("transition").path("transition.safetensors")))["mass"]
+    transition = run.stage("transition")
+    mass = load_safetensors(run.tables.read_bytes(transition.path("transition.safetensors")))["mass"]
     distribution = curated_distributions(
         to_matrix(run.stage("distributions").read_shard(shard)["distribution"]),
         table["label"].to_numpy().astype(np.int64),
         mass,
         temperature=settings.vote.temperature,
-        given_weight=settings.vote.given_weight,
+        given_weight=given_weight_of(transition, settings.vote),
     )
     return table, distribution
 

@@ -17,8 +17,9 @@ import pyarrow as pa
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.config import Config, make_config
 from trainref_ray.evaluate import metrics
+from trainref_ray.method.vote import share_right
 from trainref_ray.report.content import FEWER_REFERENCES
-from trainref_ray.results import CurationRun, model_temperature
+from trainref_ray.results import CurationRun, given_weight_of, model_temperature
 from trainref_ray.schemas import DECISIONS, dense_soft_labels, to_matrix
 
 UNKNOWN = -2
@@ -116,7 +117,7 @@ def _labels_right(run: CurationRun) -> dict[str, float] | None:
     if not shares[trusted].any():
         return None
     given = arrays["given"][np.searchsorted(arrays["uid"], run.reference_uids)]
-    share, error = metrics.share_right(given == trusted, trusted, shares)
+    share, error = share_right(given == trusted, trusted, shares)
     return {"references": share, "standard_error": error, "label_quality": float(arrays["quality"][others].mean())}
 
 
@@ -144,6 +145,9 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
     figures = _label_metrics(arrays)
     members = run.references(number)
     figures["references"] = members.num_rows
+    vote = make_config(run.settings).vote
+    if vote.fit_given_weight:
+        figures["given_weight"] = given_weight_of(run.stage("transition", number), vote)
     known = arrays["truth"] != UNKNOWN
     if known.any():
         model_classes = run.model_classes(number)
@@ -258,7 +262,7 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
         labels[chosen],
         classes=len(run.class_names),
         seed=config.seed,
-        settings=config,
+        settings=make_config(run.settled(1)),
         model_probabilities=None if model is None else model[others],
     )
     part = {name: values[others] for name, values in arrays.items()}

@@ -135,23 +135,3 @@ def test_bootstrap_interval():
     assert metrics.bootstrap_interval(lambda part: None, [values], resamples=10, seed=0) is None
     assert metrics.bootstrap_interval(lambda part: 1.0, [values], resamples=0, seed=0) is None
     assert metrics.bootstrap_interval(lambda part: 1.0, [values[:0]], resamples=5, seed=0) is None
-
-
-def test_share_of_right_labels_weighs_classes_by_their_samples() -> None:
-    right, labels = np.array([True, True, False, True, False, False]), np.array([0, 0, 0, 0, 1, 1])
-    share, error = metrics.share_right(right, labels, np.array([10.0, 30.0, 60.0]))  # no reference of the third
-    assert share == pytest.approx(0.25 * 0.75 + 0.75 * 0)
-    steadied = (6 * 0.1875 + 2) / 10
-    assert error == pytest.approx(np.sqrt(steadied * (1 - steadied) * (4 * (0.25 / 4) ** 2 + 2 * (0.75 / 2) ** 2)))
-
-
-def test_share_of_right_labels_of_even_classes_is_the_mean_and_never_certain() -> None:
-    labels = np.repeat(np.arange(5), 4)
-    share, error = metrics.share_right(np.arange(20) < 13, labels, np.ones(5))
-    assert share == pytest.approx(13 / 20)
-    assert error == pytest.approx(np.sqrt(15 / 24 * 9 / 24 / 20))
-    share, error = metrics.share_right(np.ones(20, bool), labels, np.ones(5))
-    assert share == pytest.approx(1)
-    assert error == pytest.approx(np.sqrt(22 / 24 * 2 / 24 / 20))
-    with pytest.raises(ValueError, match="none of a class with references"):
-        metrics.share_right(np.ones(1, bool), np.array([0]), np.array([0.0, 3.0]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainref_ray.method import steps
+from trainref_ray.method import steps, vote
 from trainref_ray.method.influence import unit_rows
 from trainref_ray.retrieval.index import SupporterIndex
 
@@ -103,3 +103,16 @@ def test_distribution_is_sharpened_then_weighed_by_hand():
     np.testing.assert_allclose(q, [[0.81 / 0.82, 0.01 / 0.82], [0.5, 0.5]], rtol=1e-5)
     q = steps.curated_distributions(combined, labels, skewed, temperature=1.0, given_weight=0.0)
     np.testing.assert_allclose(q, combined, rtol=1e-3)
+
+
+def test_the_weight_of_the_given_label_is_fitted_to_the_references_of_the_samples_classes() -> None:
+    random = np.random.default_rng(3)
+    combined, labels = random.dirichlet(np.ones(3), 2000).astype(np.float16), random.integers(0, 3, 2000)
+    mass = steps.label_mass(combined, labels, temperature=0.5)
+    right, trusted = np.arange(300) % 2 == 0, np.repeat([0, 1, 2], 100)
+    fitted = steps.fitted_given_weight(combined, labels, mass, right, trusted, temperature=0.5, prior=1.0)
+    share, error = vote.share_right(right, trusted, mass.sum(axis=1))
+    assert share == pytest.approx(0.5)
+    sharpened = vote.sharpen(combined.astype(np.float32), 0.5)
+    assert fitted == vote.fit_given_weight(sharpened, labels, mass, share=share, standard_error=error, prior=1.0)
+    assert fitted != 1.0

@@ -132,3 +132,56 @@ def test_given_label_by_hand():
     second = np.array([0.4 * 0.65**0.5, 0.6 * 0.35**0.5])
     found = vote.weigh_given_label(combined, labels, mass, 0.5)[3]
     np.testing.assert_allclose(found, second / second.sum(), rtol=1e-6)
+
+
+def test_share_of_right_labels_weighs_classes_by_their_samples() -> None:
+    right, labels = np.array([True, True, False, True, False, False]), np.array([0, 0, 0, 0, 1, 1])
+    share, error = vote.share_right(right, labels, np.array([10.0, 30.0, 60.0]))  # no reference of the third
+    assert share == pytest.approx(0.25 * 0.75 + 0.75 * 0)
+    steadied = (6 * 0.1875 + 2) / 10
+    assert error == pytest.approx(np.sqrt(steadied * (1 - steadied) * (4 * (0.25 / 4) ** 2 + 2 * (0.75 / 2) ** 2)))
+
+
+def test_share_of_right_labels_of_even_classes_is_the_mean_and_never_certain() -> None:
+    labels = np.repeat(np.arange(5), 4)
+    share, error = vote.share_right(np.arange(20) < 13, labels, np.ones(5))
+    assert share == pytest.approx(13 / 20)
+    assert error == pytest.approx(np.sqrt(15 / 24 * 9 / 24 / 20))
+    share, error = vote.share_right(np.ones(20, bool), labels, np.ones(5))
+    assert share == pytest.approx(1)
+    assert error == pytest.approx(np.sqrt(22 / 24 * 2 / 24 / 20))
+    with pytest.raises(ValueError, match="none of a class with references"):
+        vote.share_right(np.ones(1, bool), np.array([0]), np.array([0.0, 3.0]))
+
+
+def noisy(count: int, classes: int, right: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Calibrated distributions, labels that are drawn from the true classes and are right at that rate, the classes."""
+    random = np.random.default_rng(5)
+    distribution = random.dirichlet(np.full(classes, 0.4), count)
+    truth = (distribution.cumsum(axis=1) > random.random((count, 1))).argmax(axis=1)
+    wrong = (truth + random.integers(1, classes, count)) % classes
+    return distribution, np.where(random.random(count) < right, truth, wrong), truth
+
+
+@pytest.mark.parametrize("share", [0.45, 0.6, 0.7])
+def test_the_fitted_weight_makes_as_many_labels_right_as_the_references_say(share: float) -> None:
+    distribution, labels, _ = noisy(4000, 5, 0.6)
+    mass = vote.class_label_mass(distribution, labels)
+    weight = vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=1e-3, prior=0.2)
+    quality = vote.weigh_given_label(distribution, labels, mass, weight)[np.arange(4000), labels]
+    assert quality.mean() == pytest.approx(share, abs=0.006)  # half a step of the weight
+
+
+def test_the_weight_is_the_one_set_where_references_tell_nothing_and_bounded_where_they_tell_all() -> None:
+    distribution, labels, _ = noisy(500, 5, 0.6)
+    mass = vote.class_label_mass(distribution, labels)
+
+    def fit(share: float, error: float, prior: float) -> float:
+        return vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=error, prior=prior)
+
+    assert fit(0.9, 1e3, 0.5) == 0.5
+    assert fit(0.9, 1e3, 1.025) == pytest.approx(1.025)
+    assert fit(1.0, 1e-6, 1.0) == vote.MOST_WEIGHT
+    assert fit(0.0, 1e-6, 1.0) == 0.0
+    few, many = fit(0.7, 0.1, 0.5), fit(0.7, 0.01, 0.5)
+    assert 0.5 < few < many
