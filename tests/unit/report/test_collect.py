@@ -70,13 +70,20 @@ def test_label_qualities_that_the_references_contradict_are_told_with_what_would
     # two of three others are best as cats: the cat's label is right, one of the two dogs'
     assert found["references"] == pytest.approx(2 / 3 * 1 + 1 / 3 * 0.5)
     assert found["label_quality"] == pytest.approx((0.8 + 0.1 + 0.4) / 3)  # g, which is called ood, aside
-    assert not any("given_weight" in note for note in collect(run, pictures).notes)
-    for references, wanted in ((0.9, "a higher vote.given_weight (here 1)"), (0.2, "a lower vote.given_weight")):
+
+    def told(references: float) -> list[str]:
         changed = found | {"references": references, "standard_error": 0.05}
         run.storage.write_json("summary.json", run.summary | {"labels_right": changed})
-        [note] = [note for note in collect(open_tables(run.storage), pictures).notes if "given_weight" in note]
+        return [note for note in collect(open_tables(run.storage), pictures).notes if "given_weight" in note]
+
+    assert told(0.55) == []  # 2.3 standard errors
+    for references, wanted in (
+        (0.6, "a higher vote.given_weight (here 1)"),
+        (0.2, "a lower vote.given_weight (here 1)"),
+    ):
+        [note] = told(references)
         assert "quality 43% of the labels are right" in note
-        assert f"{references:.0%} ± 10%" in note
+        assert f"{references:.0%} (standard error 5.0%)" in note
         assert wanted in note
 
 
