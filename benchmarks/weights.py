@@ -7,8 +7,8 @@ taken as they are; the influence is that of the references which trainings saw, 
 beside all other images. The model's logits are taken as they are, and divided by the temperature that fits the held-out
 references ("at 0.58"). The table of given labels is taken as counted ("plain") and as `method.vote.transition` has it
 ("steadied"). Weights "by references" are fitted from 1 to the share of references that were given their true label
-(`vote.fit_given_weight`), those "by truth" to that of all other samples. The last two columns are what a likelihood
-would choose by: on the held-out references, and on the others.
+(`vote.fit_given_weight`), those "by truth" to that of all other samples that are not called ood. The last two columns
+are what a likelihood would choose by: on the held-out references, and on the others.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FIGURES = (
 @dataclass(frozen=True)
 class Sources:
     """What a round says of N samples: three distributions float32 [N, C], the model's by how its logits are scaled,
-    given and true labels int64 [N], and which rows are references, and held out, bool [N]."""
+    given and true labels int64 [N], and which rows are references, held out, and called ood, bool [N]."""
 
     vote: np.ndarray
     influence: np.ndarray
@@ -52,6 +52,7 @@ class Sources:
     truth: np.ndarray
     is_reference: np.ndarray
     held_out: np.ndarray
+    flagged: np.ndarray
 
 
 def read(path: str, round_: int) -> Sources:
@@ -78,10 +79,15 @@ def read(path: str, round_: int) -> Sources:
     supporters = curation.read_supporters(run.supporters(round_))
     members = np.bincount(run.references(round_)["label"].to_numpy(), minlength=classes)
     votes = vote.vote(supporters.labels, supporters.similarity, classes=classes, member_counts=members, balance=1.0)
-    given = usable_decisions(run, round_)["label"].to_numpy().astype(np.int64)
+    decisions = usable_decisions(run, round_)
+    given, flagged = (
+        decisions["label"].to_numpy().astype(np.int64),
+        np.array(decisions["decision"].to_pylist()) == "ood",
+    )
     temperature = model_temperature(run.model_stage(round_ - 1))
     model = {"as it is": softmax(logits), f"at {temperature:.2f}": softmax(logits, temperature)}
-    return Sources(votes, influence.soft_labels(evidence.normalised)[0], model, given, truth, is_reference, held_out)
+    said = votes, influence.soft_labels(evidence.normalised)[0], model
+    return Sources(*said, given, truth, is_reference, held_out, flagged)
 
 
 def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -110,7 +116,7 @@ def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
 
 def fitted_weights(sources: Sources, sharpened: np.ndarray, mass: np.ndarray) -> dict[str, float]:
     """The weights of the given label that make the mean label quality the share of right labels, by who knows that."""
-    others, right = ~sources.is_reference, sources.given == sources.truth
+    others, right = ~sources.is_reference & ~sources.flagged, sources.given == sources.truth
     references = sources.truth[sources.is_reference]
     share, error = vote.share_right(right[sources.is_reference], references, mass.sum(axis=1))
     known = {"references": (share, error), "truth": (float(right[others].mean()), 1e-3)}

@@ -191,6 +191,8 @@ def curate_arrays(
     mass, given_weight = label_mass(combined, inputs.labels, temperature=options.temperature), options.given_weight
     if right is not None:
         some = np.flatnonzero(np.random.default_rng(seed).random(count) < WEIGHED_SAMPLES / count)
+        strange = raw_ood(inputs.ood_samples[some], supporters.rows(some), ood_model.gaussian) > ood_model.cut
+        some = some[~strange]
         given_weight = fitted_given_weight(
             combined[some],
             inputs.labels[some],

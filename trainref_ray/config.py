@@ -166,9 +166,9 @@ class VoteSettings(Settings):
     """How much the given label weighs, by how often each class bears it: 0 = not at all, 1 = Bayes' rule. CIFAR-10 with
     40 % human noise: relabel_accuracy 0.69 at 0, 0.72 at 1."""
     fit_given_weight: bool = False
-    """Move given_weight, as far as there are references enough to tell, to where the mean label quality is the share of
-    references whose given label is right. For references that were drawn at random; of chosen ones, such as typical
-    images, more are right than of all."""
+    """Move given_weight, as far as there are references enough to tell, to where the mean label quality of the samples
+    that are not flagged as out of distribution is the share of references whose given label is right. For references
+    that were drawn at random; of chosen ones, such as typical images, more are right than of all."""
     vote_weight: float = Field(1.0, ge=0)
     """Weight of the supporters' vote in the curated distribution."""
     influence_weight: float = Field(1.0, ge=0)

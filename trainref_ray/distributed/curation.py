@@ -222,10 +222,15 @@ def label_mass(stages: RoundStages, shard_id: int, temperature: float) -> np.nda
 def drawn_sources(
     stages: RoundStages, shard_id: int, references: np.ndarray, rate: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A share of a shard's samples at random, no references among them: sources float16 [n, C] and given labels."""
+    """A share of a shard's samples at random, without references and what is flagged as out of distribution: sources
+    float16 [n, C] and given labels."""
     uids, combined, labels = _sources(stages, shard_id)
-    drawn = (np.random.default_rng([seed, shard_id]).random(len(uids)) < rate) & ~np.isin(uids, references)
-    return combined[drawn], labels[drawn]
+    drawn = np.random.default_rng([seed, shard_id]).random(len(uids)) < rate
+    rows = np.flatnonzero(drawn & ~np.isin(uids, references))
+    model, supporters = _ood_model(stages.ood), read_supporters(stages.supporters.read_shard(shard_id))
+    _, embeddings, _ = _shard(stages.inventory, stages.ood_embeddings, shard_id)
+    rows = rows[steps.raw_ood(embeddings[rows], supporters.rows(rows), model.gaussian) <= model.cut]
+    return combined[rows], labels[rows]
 
 
 def decisions_table(

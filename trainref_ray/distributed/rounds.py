@@ -50,9 +50,9 @@ def round_stages(context: Context, model: Stage, round_: int, first: RoundStages
     references = context.stage("references", round_, evidence.fingerprint)
     supporters = context.stage("supporters", round_, references.fingerprint)
     distributions = context.stage("distributions", round_, supporters.fingerprint)
-    transition = context.stage("transition", round_, distributions.fingerprint)
     ood_embeddings = embedded if first is None else first.embeddings
     cut = context.stage("ood", round_, supporters.fingerprint, ood_embeddings.fingerprint)
+    transition = context.stage("transition", round_, distributions.fingerprint, cut.fingerprint)
     decisions = context.stage("decisions", round_, transition.fingerprint, cut.fingerprint)
     return RoundStages(
         context.labelled,
@@ -78,8 +78,8 @@ def curate_round(context: Context, stages: RoundStages) -> None:
     arguments: dict[str, Any] = {"stages": stages, "classes": classes, "config": config}
     schema = schemas.distributions(classes)
     _map(context, stages.distributions, usable, schema, curation.distributions_table, arguments)
-    _whole(context, stages.transition, lambda: _sum_label_mass(context, stages))
     _whole(context, stages.ood, lambda: _cut_ood(context, stages))
+    _whole(context, stages.transition, lambda: _sum_label_mass(context, stages))
     arguments = {"stages": stages, "config": config, "class_names": context.class_names, "names": context.names}
     rows = {shard.shard_id: shard.rows or 0 for shard in context.shards}
     _map(context, stages.decisions, rows, schemas.DECISION, curation.decisions_table, arguments)

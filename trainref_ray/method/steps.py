@@ -258,14 +258,17 @@ def fitted_given_weight(
     """The weight of the given label, by the references whose given label is right (`vote.fit_given_weight`).
 
     Args:
-        combined: float16 [N, C], of samples that are no references; some at random are enough.
+        combined: float16 [N, C], of samples that are no references and not flagged as out of distribution, as
+            references are not; some at random are enough.
         labels: int64 [N], given labels.
         mass: float64 [C, C], sum of `label_mass` over all samples.
         right: bool [R], whether a reference's given label is the trusted one.
         trusted: int64 [R], trusted labels.
         temperature: of the sharpening.
-        prior: the weight where there are no references.
+        prior: the weight where there are no references, or no samples.
     """
+    if len(labels) == 0:
+        return prior
     share, error = vote.share_right(right, trusted, mass.sum(axis=1))
     sharpened = vote.sharpen(combined.astype(np.float32), temperature)
     return vote.fit_given_weight(sharpened, labels, mass, share=share, standard_error=error, prior=prior)

@@ -12,7 +12,7 @@ UNKNOWN_DIGEST: Any = None
 MOST_PRIOR_SAMPLES = 1e6
 """Stands for no difference between the classes at all in `transition`."""
 PRIOR_SPREAD = 0.5
-"""Standard deviation of the best weight about the one that is set. By the true share of right labels it is 0.3 to 0.5
+"""Standard deviation of the best weight about the one that is set. By the true share of right labels it is 0.5
 on CIFAR-10 with people's labels, 1.0 on CIFAR-100 with 40 % symmetric noise, 1.8 to 1.9 with 80 %
 (docs/measurements.md, "How much the given label weighs")."""
 MOST_WEIGHT = 4.0

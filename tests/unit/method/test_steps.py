@@ -116,3 +116,5 @@ def test_the_weight_of_the_given_label_is_fitted_to_the_references_of_the_sample
     sharpened = vote.sharpen(combined.astype(np.float32), 0.5)
     assert fitted == vote.fit_given_weight(sharpened, labels, mass, share=share, standard_error=error, prior=1.0)
     assert fitted != 1.0
+    none = steps.fitted_given_weight(combined[:0], labels[:0], mass, right, trusted, temperature=0.5, prior=0.7)
+    assert none == 0.7
