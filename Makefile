@@ -20,10 +20,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/python jobs/curate_webvision.py
 
-# Two test files at a time, in the order of their folders: those that kill jobs take longest and go first.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not multinode and not slow" --durations 25 \
-		--numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not multinode and not slow" --durations 25
 
 # Whole comparisons, further searches, a tracking server, WebVision in small, more kills: half an hour on two cores.
 test-slow: setup
