@@ -321,12 +321,12 @@ def _labels_right_note(config: Config, summary: dict[str, Any]) -> list[str]:
     if found is None or abs(found["label_quality"] - found["references"]) <= BY_CHANCE * found["standard_error"]:
         return notes
     change = "higher" if found["label_quality"] < found["references"] else "lower"
-    share = f"{found['references']:.0%} (standard error {found['standard_error']:.1%})"
+    quality, right, error = (100 * found[name] for name in ("label_quality", "references", "standard_error"))
     return [
         *notes,
-        f"By their mean label quality {found['label_quality']:.0%} of the labels are right; of the references {share} "
-        f"have a right given label. If these are a random choice, a {change} vote.given_weight (here {weight:g}) gives "
-        "better distributions.",
+        f"By the mean label quality {quality:.0f} % of the labels are right; of the references {right:.0f} % (standard "
+        f"error {error:.1f} %) have a right given label. If these are a random choice, a {change} vote.given_weight "
+        f"(here {weight:g}) gives better distributions.",
     ]
 
 

@@ -82,8 +82,8 @@ def test_label_qualities_that_the_references_contradict_are_told_with_what_would
         (0.2, "a lower vote.given_weight (here 1)"),
     ):
         [note] = told(references)
-        assert "quality 43% of the labels are right" in note
-        assert f"{references:.0%} (standard error 5.0%)" in note
+        assert "quality 43 % of the labels are right" in note
+        assert f"{100 * references:.0f} % (standard error 5.0 %)" in note
         assert wanted in note
 
 
