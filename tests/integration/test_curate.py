@@ -21,6 +21,7 @@ from trainref_ray.distributed import pipeline
 from trainref_ray.distributed.rival_data import pixel_blocks
 from trainref_ray.distributed.trainer import TrainJob
 from trainref_ray.errors import ShardError
+from trainref_ray.method import steps
 from trainref_ray.method.draw import draw_samples
 from trainref_ray.method.influence import unit_rows
 from trainref_ray.method.ood import Gaussian, mahalanobis, ood_score
@@ -166,8 +167,11 @@ def test_other_settings_compute_supporters_and_what_follows(
 
 
 def test_the_weight_of_the_given_label_can_be_fitted_to_the_references(
-    run: CurationRun, local_ray: None, tmp_path: Path
+    run: CurationRun, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen: list[tuple[np.ndarray, ...]] = []
+    fit = steps.fitted_given_weight
+    monkeypatch.setattr(steps, "fitted_given_weight", lambda *args, **named: seen.append(args) or fit(*args, **named))
     shutil.copytree(run.path, tmp_path / "other")
     shards = {name: run.settings[name] for name in ("data", "test_data")}
     other = start(tmp_path / "other", **shards, vote={"fit_given_weight": True}, finetune_model=False)
@@ -178,7 +182,16 @@ def test_the_weight_of_the_given_label_can_be_fitted_to_the_references(
 
     decisions = other.decisions()
     labels, is_reference = decisions["label"].to_numpy(), np.isin(decisions["uid"].to_numpy(), run.reference_uids)
-    share = (labels[is_reference] == np.array(run.stages["references"]["labels"])).mean()
+    right = labels[is_reference] == np.array(run.stages["references"]["labels"])
+    share = right.mean()
+    flagged = np.array(decisions["decision"].to_pylist()) == "ood"
+    judged = ~is_reference & ~flagged
+    sources = to_matrix(other.table("distributions")["distribution"])
+    [(combined, fitted_to, _, told_right, _)] = seen
+    assert fitted_to.tolist() == labels[judged].tolist()
+    assert combined.tolist() == sources[judged].tolist()
+    assert told_right.tolist() == right.tolist()
+
     mean = other.summary["labels_right"]["label_quality"]
     before = run.summary["labels_right"]["label_quality"]
     assert abs(weight - 1) > 0.1

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainref_ray import arrays
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.config import make_config
 from trainref_ray.errors import ConfigError
@@ -279,6 +280,20 @@ def test_the_weight_of_the_given_label_is_fitted_to_the_references_own(data):
         curate(data, settings=fitting)
     with pytest.raises(ConfigError, match=f"an integer for each of the {len(trusted)} rows is wanted"):
         curate(data, settings=fitting, reference_given_labels=trusted[1:])
+
+
+def test_what_is_out_of_distribution_has_no_say_in_the_fitted_weight(data, monkeypatch):
+    """As among the references, there is nothing foreign."""
+    seen = []
+    fit = arrays.fitted_given_weight
+    monkeypatch.setattr(arrays, "fitted_given_weight", lambda *args, **named: seen.append(args) or fit(*args, **named))
+    fitting = make_config({"vote": {"k": 5, "fit_given_weight": True}})
+    found = curate(data, settings=fitting, reference_given_labels=data[3])
+    inside = found.decision != "ood"
+    assert 0 < inside.sum() < len(inside)
+    combined, labels = seen[0][:2]
+    np.testing.assert_array_equal(labels, data[1][inside])
+    assert len(combined) == len(labels)
 
 
 def test_needs_neither_ray_nor_mlflow():
