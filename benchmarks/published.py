@@ -291,6 +291,7 @@ def _curate(
         model_probabilities=softmax(logits[others], temperature),
         build_search=partial(build_exact_search, device=task.device),
         ood_features=(before[others], before[learned]),
+        reference_given_labels=task.given[learned],
     )
     used = found.decision != "ood"
     targets = np.concatenate([found.soft_label[used], task.targets()[learned]])

@@ -6,9 +6,9 @@ RUN is a finished curation of shards with a trusted field, its model trained on 
 taken as they are; the influence is that of the references which trainings saw, so that the held-out ones can be judged
 beside all other images. The model's logits are taken as they are, and divided by the temperature that fits the held-out
 references ("at 0.58"). The table of given labels is taken as counted ("plain") and as `method.vote.transition` has it
-("steadied"). Weights "by references" are fitted from 1 to the share of references that were given their true label
-(`vote.fit_given_weight`), those "by truth" to that of all other samples that are not called ood. The last two columns
-are what a likelihood would choose by: on the held-out references, and on the others.
+("steadied"). Weights "by references" are fitted, from the one that the run was set to, to the share of references that
+were given their true label (`vote.fit_given_weight`), those "by truth" to that of all other samples that are not called
+ood. The last two columns are what a likelihood would choose by: on the held-out references, and on the others.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from trainref_ray import load_run
+from trainref_ray.config import make_config
 from trainref_ray.distributed import curation
 from trainref_ray.evaluate import metrics
 from trainref_ray.method import influence, vote
@@ -43,7 +44,8 @@ FIGURES = (
 @dataclass(frozen=True)
 class Sources:
     """What a round says of N samples: three distributions float32 [N, C], the model's by how its logits are scaled,
-    given and true labels int64 [N], and which rows are references, held out, and called ood, bool [N]."""
+    given and true labels int64 [N], which rows are references, held out, and called ood, bool [N], and the weight of
+    the given label that the run was set to."""
 
     vote: np.ndarray
     influence: np.ndarray
@@ -53,6 +55,7 @@ class Sources:
     is_reference: np.ndarray
     held_out: np.ndarray
     flagged: np.ndarray
+    set_weight: float
 
 
 def read(path: str, round_: int) -> Sources:
@@ -87,7 +90,8 @@ def read(path: str, round_: int) -> Sources:
     temperature = model_temperature(run.model_stage(round_ - 1))
     model = {"as it is": softmax(logits), f"at {temperature:.2f}": softmax(logits, temperature)}
     said = votes, influence.soft_labels(evidence.normalised)[0], model
-    return Sources(*said, given, truth, is_reference, held_out, flagged)
+    set_weight = make_config(run.settings).vote.given_weight
+    return Sources(*said, given, truth, is_reference, held_out, flagged, set_weight)
 
 
 def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -106,7 +110,7 @@ def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
                     for weight in GIVEN_WEIGHTS
                     for name in (tables if weight else ["plain"])
                 ),
-                *((f"{weight:g} by {by}", weight, "steadied") for by, weight in fitted.items()),
+                *((f"{weight:.3f} by {by}", weight, "steadied") for by, weight in fitted.items()),
             ]
             for title, weight, name in named:
                 curated = sharpened * tables[name].T[sources.given] ** weight
@@ -122,7 +126,12 @@ def fitted_weights(sources: Sources, sharpened: np.ndarray, mass: np.ndarray) ->
     known = {"references": (share, error), "truth": (float(right[others].mean()), 1e-3)}
     return {
         name: vote.fit_given_weight(
-            sharpened[others], sources.given[others], mass, share=value, standard_error=sure, prior=1.0
+            sharpened[others],
+            sources.given[others],
+            mass,
+            share=value,
+            standard_error=sure,
+            set_weight=sources.set_weight,
         )
         for name, (value, sure) in known.items()
     }

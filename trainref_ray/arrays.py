@@ -118,8 +118,9 @@ def curate_arrays(
         ood_features: float [N, E] and [R, E], other features of the samples and the references to tell strange images
             by, such as those of a model that was not fine-tuned yet; by default the features. Not read by `ood.score`
             knn.
-        reference_given_labels: int [R], the labels that the references had among the samples, right or wrong; needed
-            and read by `vote.fit_given_weight` alone.
+        reference_given_labels: int [R], the labels that the references had among the samples, right or wrong. If the
+            references are a random choice, these tell how much a given label weighs (unless `vote.fit_given_weight` is
+            never).
 
     Raises:
         ConfigError: shapes or values do not fit; names the argument, the place and what is allowed.
@@ -200,7 +201,7 @@ def curate_arrays(
             right,
             inputs.trusted,
             temperature=options.temperature,
-            prior=options.given_weight,
+            set_weight=options.given_weight,
         )
     distribution = curated_distributions(
         combined, inputs.labels, mass, temperature=options.temperature, given_weight=given_weight
@@ -375,14 +376,15 @@ def _probabilities(values: np.ndarray | None, count: int, classes: int) -> np.nd
 
 
 def _references_right(given: np.ndarray | None, trusted: np.ndarray, settings: Config) -> np.ndarray | None:
-    """bool [R], which references have a right given label; None where that is not asked for."""
-    if not settings.vote.fit_given_weight:
-        return None
-    if given is None:
+    """bool [R], which references have a right given label; None where nothing is fitted to that."""
+    fit = settings.vote.fit_given_weight
+    if given is None and fit == "always":
         raise ConfigError(
-            "settings.vote.fit_given_weight needs reference_given_labels, the labels that the references had among the "
-            "samples"
+            "settings.vote.fit_given_weight always needs reference_given_labels, the labels that the references had "
+            "among the samples"
         )
+    if given is None or fit == "never":
+        return None
     return _integers("reference_given_labels", given, len(trusted)) == trusted
 
 

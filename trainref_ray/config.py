@@ -165,10 +165,11 @@ class VoteSettings(Settings):
     given_weight: float = Field(1.0, ge=0)
     """How much the given label weighs, by how often each class bears it: 0 = not at all, 1 = Bayes' rule. CIFAR-10 with
     40 % human noise: relabel_accuracy 0.69 at 0, 0.72 at 1."""
-    fit_given_weight: bool = False
-    """Move given_weight, as far as there are references enough to tell, to where the mean label quality of the samples
-    that are not flagged as out of distribution is the share of references whose given label is right. For references
-    that were drawn at random; of chosen ones, such as typical images, more are right than of all."""
+    fit_given_weight: Literal["drawn", "always", "never"] = "drawn"
+    """Move given_weight as far as it takes to bring the mean label quality of the samples that are not flagged as out
+    of distribution within a standard error of the share of references whose given label is right. That holds for
+    references drawn at random, and so for those of reference_per_class (drawn); those of a file may be chosen, such as
+    typical images, of which more are right: say always if they were not."""
     vote_weight: float = Field(1.0, ge=0)
     """Weight of the supporters' vote in the curated distribution."""
     influence_weight: float = Field(1.0, ge=0)
@@ -347,6 +348,12 @@ class Config(Settings):
         """How often every sample is judged: in each round, and by the released model."""
         return self.rounds + int(self.finetune_model and self.final_curation)
 
+    @property
+    def fits_given_weight(self) -> bool:
+        """Whether the references tell how much the given label weighs (`vote.fit_given_weight`)."""
+        fit = self.vote.fit_given_weight
+        return fit == "always" or (fit == "drawn" and self.reference_per_class is not None)
+
 
 class SweepSettings(Settings):
     """What a sweep tries, and how."""
@@ -388,7 +395,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "vote.calibrate_model",
         "vote.balance",
     ),
-    "transition": ("vote.temperature", "vote.given_weight", "vote.fit_given_weight"),
+    "transition": ("vote.temperature", "vote.given_weight"),
     "ood": ("seed", "ood"),
     "decisions": ("decide",),
     "finetune": ("seed", *MODEL_SETTINGS, "finetune", "calibrate"),

@@ -49,8 +49,8 @@ def model_temperature(model: Stage) -> float:
 
 
 def given_weight_of(transition: Stage, settings: VoteSettings) -> float:
-    """How much the given label weighs in a round: as set, or as the stage of its table has fitted it."""
-    return float(transition.facts()["given_weight"]) if settings.fit_given_weight else settings.given_weight
+    """How much the given label weighs in a round: as the stage of its table has fitted it, else as set."""
+    return float(transition.facts().get("given_weight", settings.given_weight))
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class CurationRun:
 
     def settled(self, round_: int) -> dict[str, Any]:
         """The settings, with the weight of the given label that a round has fitted, if it has, in place of the fit."""
-        vote = make_config(self.settings).vote
-        if not vote.fit_given_weight:
+        config = make_config(self.settings)
+        if not config.fits_given_weight:
             return self.settings
-        weight = given_weight_of(self.stage("transition", round_), vote)
-        return self.settings | {"vote": self.settings["vote"] | {"given_weight": weight, "fit_given_weight": False}}
+        weight = given_weight_of(self.stage("transition", round_), config.vote)
+        return self.settings | {"vote": self.settings["vote"] | {"given_weight": weight, "fit_given_weight": "never"}}
 
     @property
     def class_names(self) -> list[str]:

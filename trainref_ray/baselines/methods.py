@@ -28,7 +28,7 @@ REWEIGHTED: dict[str, dict[str, Any]] = {
     "trainref/vote": {"vote": {"vote_weight": 1.0, "influence_weight": 0.0, "model_weight": 0.0}},
     "trainref/model": {"vote": {"vote_weight": 0.0, "influence_weight": 0.0, "model_weight": 1.0}},
     "trainref/probe": {"vote": {"model_source": "probe"}},
-    "trainref/no-given-label": {"vote": {"given_weight": 0.0, "fit_given_weight": False}},
+    "trainref/no-given-label": {"vote": {"given_weight": 0.0, "fit_given_weight": "never"}},
     "trainref/references-only": {"augment": {"per_class": 0}},
 }
 """Ablations that need no training: the first round's embeddings once more, with these settings changed."""

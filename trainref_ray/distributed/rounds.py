@@ -52,7 +52,8 @@ def round_stages(context: Context, model: Stage, round_: int, first: RoundStages
     distributions = context.stage("distributions", round_, supporters.fingerprint)
     ood_embeddings = embedded if first is None else first.embeddings
     cut = context.stage("ood", round_, supporters.fingerprint, ood_embeddings.fingerprint)
-    transition = context.stage("transition", round_, distributions.fingerprint, cut.fingerprint)
+    weighed = "fitted" if context.config.fits_given_weight else "set"
+    transition = context.stage("transition", round_, distributions.fingerprint, cut.fingerprint, weighed)
     decisions = context.stage("decisions", round_, transition.fingerprint, cut.fingerprint)
     return RoundStages(
         context.labelled,
@@ -228,7 +229,7 @@ def _index_files(context: Context, stages: RoundStages) -> list[tuple[str, str]]
 
 
 def _sum_label_mass(context: Context, stages: RoundStages) -> None:
-    """Which label each class is given how often, over all shards, and if wanted how much it weighs (METHOD 3)."""
+    """Which label each class is given how often, over all shards, and if fitted how much it weighs (METHOD 3)."""
     stage = stages.transition
     total = sum(context.usable[shard.shard_id] for shard in context.shards)
     with context.reporter.stage("transition", stage.round, shards=1, reused=0, items=total, unit="samples") as progress:
@@ -237,13 +238,13 @@ def _sum_label_mass(context: Context, stages: RoundStages) -> None:
             mass += curation.label_mass(stages, shard.shard_id, context.config.vote.temperature)
             progress.advance(context.usable[shard.shard_id])
         context.storage.write_bytes(stage.path("transition.safetensors"), save_safetensors({"mass": mass}))
-        fits = context.config.vote.fit_given_weight
+        fits = context.config.fits_given_weight
         stage.finish({"given_weight": _fit_given_weight(context, stages, mass)} if fits else {})
         progress.advance(0, shards=1)
 
 
 def _fit_given_weight(context: Context, stages: RoundStages, mass: np.ndarray) -> float:
-    """The weight by which as many given labels are right as of the references."""
+    """The weight by which about as many given labels are right as of the references."""
     references, settings = context.references, context.config.vote
     rate = steps.WEIGHED_SAMPLES / sum(context.usable[shard.shard_id] for shard in context.shards)
     parts = [
@@ -258,7 +259,7 @@ def _fit_given_weight(context: Context, stages: RoundStages, mass: np.ndarray) -
         given == references.labels,
         references.labels,
         temperature=settings.temperature,
-        prior=settings.given_weight,
+        set_weight=settings.given_weight,
     )
 
 

@@ -253,7 +253,7 @@ def fitted_given_weight(
     trusted: np.ndarray,
     *,
     temperature: float,
-    prior: float,
+    set_weight: float,
 ) -> float:
     """The weight of the given label, by the references whose given label is right (`vote.fit_given_weight`).
 
@@ -265,13 +265,13 @@ def fitted_given_weight(
         right: bool [R], whether a reference's given label is the trusted one.
         trusted: int64 [R], trusted labels.
         temperature: of the sharpening.
-        prior: the weight where there are no references, or no samples.
+        set_weight: the weight that is set, which stays where the references do not contradict it.
     """
     if len(labels) == 0:
-        return prior
+        return set_weight
     share, error = vote.share_right(right, trusted, mass.sum(axis=1))
     sharpened = vote.sharpen(combined.astype(np.float32), temperature)
-    return vote.fit_given_weight(sharpened, labels, mass, share=share, standard_error=error, prior=prior)
+    return vote.fit_given_weight(sharpened, labels, mass, share=share, standard_error=error, set_weight=set_weight)
 
 
 def label_mass(combined: np.ndarray, labels: np.ndarray, *, temperature: float) -> np.ndarray:

@@ -314,9 +314,10 @@ def _labels_right_note(config: Config, summary: dict[str, Any]) -> list[str]:
     labels are right, by more than chance."""
     found, notes = summary["labels_right"], []
     weight = summary["metrics"].get("given_weight", config.vote.given_weight)
-    if config.vote.fit_given_weight:
+    if weight != config.vote.given_weight:
         notes.append(
-            f"The given label weighs {weight:g} (set: {config.vote.given_weight:g}), fitted to the references."
+            f"The given label weighs {weight:.2f}, not {config.vote.given_weight:g} as set: with the latter the mean "
+            "label quality is too far from the share of references whose given label is right."
         )
     if found is None or abs(found["label_quality"] - found["references"]) <= BY_CHANCE * found["standard_error"]:
         return notes
@@ -326,7 +327,7 @@ def _labels_right_note(config: Config, summary: dict[str, Any]) -> list[str]:
         *notes,
         f"By the mean label quality {quality:.0f} % of the labels are right; of the references {right:.0f} % (standard "
         f"error {error:.1f} %) have a right given label. If these are a random choice, a {change} vote.given_weight "
-        f"(here {weight:g}) gives better distributions.",
+        f"(here {weight:.3g}) gives better distributions.",
     ]
 
 

@@ -145,9 +145,9 @@ def _round(run: CurationRun, number: int) -> dict[str, Any]:
     figures = _label_metrics(arrays)
     members = run.references(number)
     figures["references"] = members.num_rows
-    vote = make_config(run.settings).vote
-    if vote.fit_given_weight:
-        figures["given_weight"] = given_weight_of(run.stage("transition", number), vote)
+    config = make_config(run.settings)
+    if config.fits_given_weight:
+        figures["given_weight"] = given_weight_of(run.stage("transition", number), config.vote)
     known = arrays["truth"] != UNKNOWN
     if known.any():
         model_classes = run.model_classes(number)

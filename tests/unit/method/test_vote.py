@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainref_ray.method import vote
 
@@ -163,25 +165,56 @@ def noisy(count: int, classes: int, right: float) -> tuple[np.ndarray, np.ndarra
     return distribution, np.where(random.random(count) < right, truth, wrong), truth
 
 
-@pytest.mark.parametrize("share", [0.45, 0.6, 0.7])
-def test_the_fitted_weight_makes_as_many_labels_right_as_the_references_say(share: float) -> None:
+@pytest.mark.parametrize(
+    ("set_weight", "share", "wanted"), [(0.3, 0.45, 0.44), (0.3, 0.7, 0.69), (3.0, 0.6, 0.61), (1.0, 0.37, 0.38)]
+)
+def test_the_fitted_weight_makes_about_as_many_labels_right_as_the_references_say(
+    set_weight: float, share: float, wanted: float
+) -> None:
     distribution, labels, _ = noisy(4000, 5, 0.6)
     mass = vote.class_label_mass(distribution, labels)
-    weight = vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=1e-3, prior=0.2)
-    quality = vote.weigh_given_label(distribution, labels, mass, weight)[np.arange(4000), labels]
-    assert quality.mean() == pytest.approx(share, abs=0.006)  # half a step of the weight
+
+    def mean_quality(weight: float) -> float:
+        return float(vote.weigh_given_label(distribution, labels, mass, weight)[np.arange(4000), labels].mean())
+
+    assert abs(mean_quality(set_weight) - share) > 0.01
+    weight = vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=0.01, set_weight=set_weight)
+    assert mean_quality(weight) == pytest.approx(wanted, abs=5e-4)  # a step of the weight
+
+
+@given(st.floats(0.0, 5.0), st.floats(0.0, 1.0), st.floats(1e-6, 1.0))
+def test_the_fitted_weight_is_the_nearest_that_references_do_not_contradict(
+    set_weight: float, share: float, error: float
+) -> None:
+    distribution, labels, _ = noisy(200, 4, 0.6)
+    mass = vote.class_label_mass(distribution, labels)
+
+    def off(weight: float) -> float:
+        quality = vote.weigh_given_label(distribution, labels, mass, weight)[np.arange(200), labels]
+        return abs(float(quality.mean(dtype=np.float64)) - share)
+
+    weight = vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=error, set_weight=set_weight)
+    if off(set_weight) < error - 1e-6:
+        assert weight == set_weight
+    elif off(weight) > error + vote.WEIGHT_STEP:
+        assert weight in (0.0, max(vote.MOST_WEIGHT, set_weight))
+    else:
+        nearer = weight + np.sign(set_weight - weight) * 2 * vote.WEIGHT_STEP
+        assert abs(weight - set_weight) <= 2 * vote.WEIGHT_STEP or off(nearer) > error
 
 
 def test_the_weight_is_the_one_set_where_references_tell_nothing_and_bounded_where_they_tell_all() -> None:
     distribution, labels, _ = noisy(500, 5, 0.6)
     mass = vote.class_label_mass(distribution, labels)
 
-    def fit(share: float, error: float, prior: float) -> float:
-        return vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=error, prior=prior)
+    def fit(share: float, error: float, set_weight: float) -> float:
+        return vote.fit_given_weight(
+            distribution, labels, mass, share=share, standard_error=error, set_weight=set_weight
+        )
 
     assert fit(0.9, 1e3, 0.5) == 0.5
-    assert fit(0.9, 1e3, 1.025) == pytest.approx(1.025)
+    assert fit(0.9, 1e3, 5.0) == 5.0
     assert fit(1.0, 1e-6, 1.0) == vote.MOST_WEIGHT
     assert fit(0.0, 1e-6, 1.0) == 0.0
-    few, many = fit(0.7, 0.1, 0.5), fit(0.7, 0.01, 0.5)
-    assert 0.5 < few < many
+    few, many = fit(0.5, 0.05, 0.2), fit(0.5, 0.01, 0.2)
+    assert 0.2 < few < many
