@@ -9,12 +9,15 @@ references ("at 0.58"). The table of given labels is taken as counted ("plain") 
 ("steadied"). Weights "by references" are fitted, from the one that the run was set to, to the share of references that
 were given their true label (`vote.fit_given_weight`), those "by truth" to that of all other samples that are not called
 ood. The last two columns are what a likelihood would choose by: on the held-out references, and on the others.
+
+A second table tells how many references the fit needs: so many other samples are drawn in their place, as many of each
+class, again and again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -35,6 +38,8 @@ WEIGHTS = ((0, 0, 1), (1, 1, 1), (1, 1, 4))
 TEMPERATURES = (0.7, 1.0)
 GIVEN_WEIGHTS = (0.0, 0.5, 1.0, 1.5)
 KEEP_AT = 0.5
+DRAWS = 40
+DRAWN = (50, 100, 200, 500, 1000)
 FIGURES = (
     *("noise_auroc", "noise_ap", "noise_f1", "mean_quality", "quality_ece", "relabel_accuracy"),
     *("nll_held_out", "nll_others"),
@@ -118,6 +123,45 @@ def settings(sources: Sources) -> Iterator[tuple[list[str], np.ndarray]]:
                 yield cells, curated / curated.sum(axis=1, keepdims=True)
 
 
+def by_number(sources: Sources) -> Iterator[tuple[str, str, Mapping[str, float | None]]]:
+    """Number of references, the weights that so many find, mean and standard deviation, and the mean figures, beside
+    those of the weight that is set; with the last setting of `settings`."""
+    scaled = list(sources.model.values())[-1]
+    distribution = vote.combine(sources.vote, sources.influence, scaled, weights=WEIGHTS[-1])
+    mass = vote.class_label_mass(distribution, sources.given)
+    others = np.flatnonzero(~sources.is_reference & ~sources.flagged)
+    known = others[sources.truth[others] >= 0]
+    right, random = sources.given == sources.truth, np.random.default_rng(0)
+
+    def measured(weight: float) -> dict[str, float | None]:
+        return figures(sources, vote.weigh_given_label(distribution, sources.given, mass, weight))
+
+    yield "none", f"{sources.set_weight:g}", measured(sources.set_weight)
+    classes = distribution.shape[1]
+    for number in DRAWN:
+        if number < classes:
+            continue
+        weights = []
+        for _ in range(DRAWS):
+            mixed = random.permutation(known)
+            ordered = mixed[np.argsort(sources.truth[mixed], kind="stable")]
+            first = np.searchsorted(sources.truth[ordered], np.arange(classes))
+            rows = ordered[(first[:, None] + np.arange(number // classes)).ravel()]
+            share, error = vote.share_right(right[rows], sources.truth[rows], mass.sum(axis=1))
+            weight = vote.fit_given_weight(
+                distribution[others],
+                sources.given[others],
+                mass,
+                share=share,
+                standard_error=error,
+                set_weight=sources.set_weight,
+            )
+            weights.append(weight)
+        each = [measured(weight) for weight in weights]
+        means = {name: float(np.mean([found[name] or 0.0 for found in each])) for name in FIGURES}
+        yield f"{number:,}", f"{np.mean(weights):.2f} ± {np.std(weights):.2f}", means
+
+
 def fitted_weights(sources: Sources, sharpened: np.ndarray, mass: np.ndarray) -> dict[str, float]:
     """The weights of the given label that make the mean label quality the share of right labels, by who knows that."""
     others, right = ~sources.is_reference & ~sources.flagged, sources.given == sources.truth
@@ -172,6 +216,10 @@ def main() -> None:
     for cells, curated in settings(sources):
         values = figures(sources, curated)
         content.append(f"| {' | '.join([*cells, *(f'{values[name] or 0.0:.3f}' for name in FIGURES)])} |")
+        print(content[-1], flush=True)
+    content += ["", f"| references | given_weight | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 2) + "|"]
+    for number, weight, means in by_number(sources):
+        content.append(f"| {number} | {weight} | {' | '.join(f'{means[name] or 0.0:.4f}' for name in FIGURES)} |")
         print(content[-1], flush=True)
     arguments.out.write_text("\n".join(content) + "\n", encoding="utf-8")
 

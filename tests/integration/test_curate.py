@@ -25,6 +25,7 @@ from trainref_ray.method import steps
 from trainref_ray.method.draw import draw_samples
 from trainref_ray.method.influence import unit_rows
 from trainref_ray.method.ood import Gaussian, mahalanobis, ood_score
+from trainref_ray.method.vote import share_right
 from trainref_ray.models.backbones import predict
 from trainref_ray.report.image_files import read_image_files
 from trainref_ray.results import HELD_OUT_SAMPLES, CurationRun, held_out_logits
@@ -166,43 +167,51 @@ def test_other_settings_compute_supporters_and_what_follows(
     assert "No sample is called out of distribution" in other.storage.read_bytes("report/index.html").decode()
 
 
-def test_the_weight_of_the_given_label_can_be_fitted_to_the_references(
+def test_drawn_references_correct_the_weight_of_the_given_label(
     run: CurationRun, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[np.ndarray, ...]] = []
     fit = steps.fitted_given_weight
     monkeypatch.setattr(steps, "fitted_given_weight", lambda *args, **named: seen.append(args) or fit(*args, **named))
-    shutil.copytree(run.path, tmp_path / "other")
-    shards = {name: run.settings[name] for name in ("data", "test_data")}
-    other = start(tmp_path / "other", **shards, vote={"fit_given_weight": True}, finetune_model=False)
-    done = {stage["name"] for stage in other.summary["stages"] if stage["shards_reused"] < stage["shards"]}
-    assert done == {"transition", "decisions"}
-    weight = other.summary["rounds"][0]["given_weight"]
-    assert "given_weight" not in run.summary["metrics"]
 
-    decisions = other.decisions()
+    def again(name: str, weight: float, **changes: Any) -> CurationRun:
+        shutil.copytree(run.path, tmp_path / name)
+        shards = {name: run.settings[name] for name in ("data", "test_data")}
+        settings = {**shards, "vote": {"given_weight": weight, **changes.pop("vote", {})}, "finetune_model": False}
+        found = start(tmp_path / name, **settings, **changes)
+        done = {stage["name"] for stage in found.summary["stages"] if stage["shards_reused"] < stage["shards"]}
+        assert done == {"transition", "decisions"}
+        return found
+
+    corrected = again("corrected", 4.0)
+    [(combined, fitted_to, mass, told_right, trusted)] = seen
+    weight = corrected.summary["rounds"][0]["given_weight"]
+    decisions = corrected.decisions()
     labels, is_reference = decisions["label"].to_numpy(), np.isin(decisions["uid"].to_numpy(), run.reference_uids)
     right = labels[is_reference] == np.array(run.stages["references"]["labels"])
-    share = right.mean()
     flagged = np.array(decisions["decision"].to_pylist()) == "ood"
     judged = ~is_reference & ~flagged
-    sources = to_matrix(other.table("distributions")["distribution"])
-    [(combined, fitted_to, _, told_right, _)] = seen
+    sources = to_matrix(corrected.table("distributions")["distribution"])
     assert fitted_to.tolist() == labels[judged].tolist()
     assert combined.tolist() == sources[judged].tolist()
     assert told_right.tolist() == right.tolist()
 
-    mean = other.summary["labels_right"]["label_quality"]
-    before = run.summary["labels_right"]["label_quality"]
-    assert abs(weight - 1) > 0.1
-    assert abs(mean - share) < abs(before - share)
-
-    shutil.copytree(run.path, tmp_path / "fixed")
-    fixed = start(tmp_path / "fixed", **shards, vote={"given_weight": weight}, finetune_model=False)
+    fixed = again("fixed", weight, vote={"fit_given_weight": "never"})
     assert fixed.decisions().equals(decisions)  # the weight that is told is the one that was used
-    page = other.storage.read_bytes("report/index.html").decode()
-    assert f"The given label weighs {weight:g} (set: 1), fitted to the references." in page
-    assert other.settled(1)["vote"] == fixed.settings["vote"]
+    assert "given_weight" not in fixed.summary["metrics"]
+    assert corrected.settled(1)["vote"] == fixed.settings["vote"]
+    page = corrected.storage.read_bytes("report/index.html").decode()
+    assert f"The given label weighs {weight:.2f}, not 4 as set: with the latter the mean label quality is too" in page
+
+    # of the same references in a file nobody knows how they were chosen
+    references = str(tmp_path / "fixed" / "references.csv")
+    of_a_file = again("file", 4.0, reference=references, reference_per_class=None)
+    assert len(seen) == 1
+    assert "given_weight" not in of_a_file.summary["metrics"]
+    share, error = share_right(told_right, trusted, mass.sum(axis=1))
+    before, after = (one.summary["labels_right"]["label_quality"] for one in (of_a_file, corrected))
+    assert after - share == pytest.approx(error, abs=1e-3)
+    assert before > after + 0.02
 
 
 def test_the_first_models_classes_are_those_of_its_logits(run: CurationRun) -> None:
