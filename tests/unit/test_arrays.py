@@ -268,17 +268,19 @@ def test_a_class_without_a_reference_can_be_allowed(data):
 
 
 def test_the_weight_of_the_given_label_is_fitted_to_the_references_own(data):
-    fitting = make_config({"vote": {"k": 5}})
+    fitting = make_config({"vote": {"k": 5, "temperature": 4.0}})
     trusted = data[3]
     all_right = curate(data, settings=fitting, reference_given_labels=trusted)
     none_right = curate(data, settings=fitting, reference_given_labels=(trusted + 1) % CLASSES)
     assert none_right.given_weight < 1 < all_right.given_weight
     assert none_right.label_quality.mean() < all_right.label_quality.mean()
-    fixed = make_config({"vote": {"k": 5, "given_weight": all_right.given_weight, "fit_given_weight": "never"}})
+    fixed = make_config(
+        {"vote": {"k": 5, "temperature": 4.0, "given_weight": all_right.given_weight, "fit_given_weight": "never"}}
+    )
     np.testing.assert_array_equal(curate(data, settings=fixed).label_quality, all_right.label_quality)
     assert curate(data, settings=fixed, reference_given_labels=trusted).given_weight == all_right.given_weight
     assert curate(data, settings=fitting).given_weight == 1, "these references may be chosen ones"
-    always = make_config({"vote": {"k": 5, "fit_given_weight": "always"}})
+    always = make_config({"vote": {"k": 5, "temperature": 4.0, "fit_given_weight": "always"}})
     assert curate(data, settings=always, reference_given_labels=trusted).given_weight == all_right.given_weight
     with pytest.raises(ConfigError, match="always needs reference_given_labels, the labels that the references had"):
         curate(data, settings=always)
@@ -291,7 +293,7 @@ def test_what_is_out_of_distribution_has_no_say_in_the_fitted_weight(data, monke
     seen = []
     fit = arrays.fitted_given_weight
     monkeypatch.setattr(arrays, "fitted_given_weight", lambda *args, **named: seen.append(args) or fit(*args, **named))
-    fitting = make_config({"vote": {"k": 5}})
+    fitting = make_config({"vote": {"k": 5, "temperature": 4.0}})
     found = curate(data, settings=fitting, reference_given_labels=data[3])
     inside = found.decision != "ood"
     assert 0 < inside.sum() < len(inside)

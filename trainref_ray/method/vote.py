@@ -254,7 +254,9 @@ def fit_given_weight(
 
     They do where the mean label quality is more than a standard error from the share of right labels that they tell.
     Few references so leave the weight where it is, unless it is far off; on data that it was set for, a fit that always
-    moves would follow their chance (docs/measurements.md, "How much the given label weighs"). The likelihood of
+    moves would follow their chance (docs/measurements.md, "How much the given label weighs"). Where a weight larger by
+    1, all that Bayes' rule gives a label, changes the mean quality by less than that error, they cannot tell one weight
+    from another: the sources are sure of their classes, and it stays. The likelihood of
     references cannot choose it: no training saw these images with their given labels, so to the model's opinion of them
     the label adds more than to that of all other images, which has the label in it already.
 
@@ -276,7 +278,7 @@ def fit_given_weight(
 
     as_set = mean_quality(set_weight)
     wanted = min(max(as_set, share - standard_error), share + standard_error)
-    if wanted == as_set:
+    if wanted == as_set or abs(mean_quality(set_weight + 1) - as_set) < standard_error:
         return set_weight
     low, high = (set_weight, max(MOST_WEIGHT, set_weight)) if wanted > as_set else (0.0, set_weight)
     while high - low > WEIGHT_STEP:

@@ -189,12 +189,15 @@ def test_the_fitted_weight_is_the_nearest_that_references_do_not_contradict(
     distribution, labels, _ = noisy(200, 4, 0.6)
     mass = vote.class_label_mass(distribution, labels)
 
+    def quality(weight: float) -> float:
+        weighed = vote.weigh_given_label(distribution, labels, mass, weight)
+        return float(weighed[np.arange(200), labels].mean(dtype=np.float64))
+
     def off(weight: float) -> float:
-        quality = vote.weigh_given_label(distribution, labels, mass, weight)[np.arange(200), labels]
-        return abs(float(quality.mean(dtype=np.float64)) - share)
+        return abs(quality(weight) - share)
 
     weight = vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=error, set_weight=set_weight)
-    if off(set_weight) < error - 1e-6:
+    if off(set_weight) < error - 1e-6 or abs(quality(set_weight + 1) - quality(set_weight)) < error - 1e-6:
         assert weight == set_weight
     elif off(weight) > error + vote.WEIGHT_STEP:
         assert weight in (0.0, max(vote.MOST_WEIGHT, set_weight))
@@ -218,3 +221,16 @@ def test_the_weight_is_the_one_set_where_references_tell_nothing_and_bounded_whe
     assert fit(0.0, 1e-6, 1.0) == 0.0
     few, many = fit(0.5, 0.05, 0.2), fit(0.5, 0.01, 0.2)
     assert 0.2 < few < many
+
+
+def test_the_weight_stays_where_sources_are_sure_and_references_cannot_tell() -> None:
+    """Else a few references with more right labels than others would take it to the end of its range."""
+    _, labels, truth = noisy(500, 5, 0.6)
+    sure = np.full((500, 5), 0.001)
+    sure[np.arange(500), truth] = 0.996
+    mass = vote.class_label_mass(sure, labels)
+    share = float((labels == truth).mean())
+    assert vote.fit_given_weight(sure, labels, mass, share=share + 0.15, standard_error=0.06, set_weight=1.0) == 1.0
+    unsure = 0.5 * sure + 0.1
+    mass = vote.class_label_mass(unsure, labels)
+    assert vote.fit_given_weight(unsure, labels, mass, share=share + 0.15, standard_error=0.06, set_weight=1.0) > 1.5
