@@ -256,9 +256,10 @@ def fit_given_weight(
     Few references so leave the weight where it is, unless it is far off; on data that it was set for, a fit that always
     moves would follow their chance (docs/measurements.md, "How much the given label weighs"). Where a weight larger by
     1, all that Bayes' rule gives a label, changes the mean quality by less than that error, they cannot tell one weight
-    from another: the sources are sure of their classes, and it stays. The likelihood of
-    references cannot choose it: no training saw these images with their given labels, so to the model's opinion of them
-    the label adds more than to that of all other images, which has the label in it already.
+    from another: the sources are sure of their classes, and it stays.
+
+    The likelihood of references cannot choose the weight: no training saw these images with their given labels, so to
+    the model's opinion of them the label adds more than to that of all other images, which has the label in it already.
 
     Args:
         distribution: float [N, C], sharpened, of samples that are no references.
