@@ -129,8 +129,7 @@ def by_number(sources: Sources) -> Iterator[tuple[str, str, Mapping[str, float |
     scaled = list(sources.model.values())[-1]
     distribution = vote.combine(sources.vote, sources.influence, scaled, weights=WEIGHTS[-1])
     mass = vote.class_label_mass(distribution, sources.given)
-    others = np.flatnonzero(~sources.is_reference & ~sources.flagged)
-    known = others[sources.truth[others] >= 0]
+    known = np.flatnonzero(~sources.is_reference & ~sources.flagged & (sources.truth >= 0))
     right, random = sources.given == sources.truth, np.random.default_rng(0)
 
     def measured(weight: float) -> dict[str, float | None]:
@@ -148,37 +147,32 @@ def by_number(sources: Sources) -> Iterator[tuple[str, str, Mapping[str, float |
             first = np.searchsorted(sources.truth[ordered], np.arange(classes))
             rows = ordered[(first[:, None] + np.arange(number // classes)).ravel()]
             share, error = vote.share_right(right[rows], sources.truth[rows], mass.sum(axis=1))
-            weight = vote.fit_given_weight(
-                distribution[others],
-                sources.given[others],
-                mass,
-                share=share,
-                standard_error=error,
-                set_weight=sources.set_weight,
-            )
-            weights.append(weight)
+            weights.append(fitted_weight(sources, distribution, mass, share, error))
         each = [measured(weight) for weight in weights]
         means = {name: float(np.mean([found[name] or 0.0 for found in each])) for name in FIGURES}
         yield f"{number:,}", f"{np.mean(weights):.2f} ± {np.std(weights):.2f}", means
 
 
 def fitted_weights(sources: Sources, sharpened: np.ndarray, mass: np.ndarray) -> dict[str, float]:
-    """The weights of the given label that make the mean label quality the share of right labels, by who knows that."""
+    """The weights of the given label by the share of right labels, by who knows that."""
     others, right = ~sources.is_reference & ~sources.flagged, sources.given == sources.truth
     references = sources.truth[sources.is_reference]
     share, error = vote.share_right(right[sources.is_reference], references, mass.sum(axis=1))
     known = {"references": (share, error), "truth": (float(right[others].mean()), 1e-3)}
-    return {
-        name: vote.fit_given_weight(
-            sharpened[others],
-            sources.given[others],
-            mass,
-            share=value,
-            standard_error=sure,
-            set_weight=sources.set_weight,
-        )
-        for name, (value, sure) in known.items()
-    }
+    return {name: fitted_weight(sources, sharpened, mass, *told) for name, told in known.items()}
+
+
+def fitted_weight(sources: Sources, sharpened: np.ndarray, mass: np.ndarray, share: float, error: float) -> float:
+    """The weight that the run's own gives way to where `share`, with its standard error, contradicts it."""
+    others = ~sources.is_reference & ~sources.flagged
+    return vote.fit_given_weight(
+        sharpened[others],
+        sources.given[others],
+        mass,
+        share=share,
+        standard_error=error,
+        set_weight=sources.set_weight,
+    )
 
 
 def figures(sources: Sources, curated: np.ndarray) -> dict[str, float | None]:

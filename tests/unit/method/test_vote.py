@@ -165,6 +165,12 @@ def noisy(count: int, classes: int, right: float) -> tuple[np.ndarray, np.ndarra
     return distribution, np.where(random.random(count) < right, truth, wrong), truth
 
 
+def mean_quality(distribution: np.ndarray, labels: np.ndarray, weight: float) -> float:
+    mass = vote.class_label_mass(distribution, labels)
+    weighed = vote.weigh_given_label(distribution, labels, mass, weight)
+    return float(weighed[np.arange(len(labels)), labels].mean(dtype=np.float64))
+
+
 @pytest.mark.parametrize(
     ("set_weight", "share", "wanted"), [(0.3, 0.45, 0.44), (0.3, 0.7, 0.69), (3.0, 0.6, 0.61), (1.0, 0.37, 0.38)]
 )
@@ -173,13 +179,9 @@ def test_the_fitted_weight_makes_about_as_many_labels_right_as_the_references_sa
 ) -> None:
     distribution, labels, _ = noisy(4000, 5, 0.6)
     mass = vote.class_label_mass(distribution, labels)
-
-    def mean_quality(weight: float) -> float:
-        return float(vote.weigh_given_label(distribution, labels, mass, weight)[np.arange(4000), labels].mean())
-
-    assert abs(mean_quality(set_weight) - share) > 0.01
+    assert abs(mean_quality(distribution, labels, set_weight) - share) > 0.01
     weight = vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=0.01, set_weight=set_weight)
-    assert mean_quality(weight) == pytest.approx(wanted, abs=5e-4)  # a step of the weight
+    assert mean_quality(distribution, labels, weight) == pytest.approx(wanted, abs=5e-4)  # a step of the weight
 
 
 @given(st.floats(0.0, 5.0), st.floats(0.0, 1.0), st.floats(1e-6, 1.0))
@@ -189,15 +191,12 @@ def test_the_fitted_weight_is_the_nearest_that_references_do_not_contradict(
     distribution, labels, _ = noisy(200, 4, 0.6)
     mass = vote.class_label_mass(distribution, labels)
 
-    def quality(weight: float) -> float:
-        weighed = vote.weigh_given_label(distribution, labels, mass, weight)
-        return float(weighed[np.arange(200), labels].mean(dtype=np.float64))
-
     def off(weight: float) -> float:
-        return abs(quality(weight) - share)
+        return abs(mean_quality(distribution, labels, weight) - share)
 
     weight = vote.fit_given_weight(distribution, labels, mass, share=share, standard_error=error, set_weight=set_weight)
-    if off(set_weight) < error - 1e-6 or abs(quality(set_weight + 1) - quality(set_weight)) < error - 1e-6:
+    as_set, larger = (mean_quality(distribution, labels, set_weight + more) for more in (0, 1))
+    if off(set_weight) < error - 1e-6 or abs(larger - as_set) < error - 1e-6:
         assert weight == set_weight
     elif off(weight) > error + vote.WEIGHT_STEP:
         assert weight in (0.0, max(vote.MOST_WEIGHT, set_weight))
