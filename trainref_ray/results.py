@@ -85,6 +85,11 @@ class CurationRun:
         """The settings as they were used."""
         return yaml.safe_load(self.storage.read_bytes(RUN_FILE))
 
+    def label_mass(self, round_: int | None = None) -> np.ndarray:
+        """How much of each class lies under each given label in a round, float64 [C, C], class by label."""
+        stage = self.stage("transition", round_)
+        return load_safetensors(stage.storage.read_bytes(stage.path("transition.safetensors")))["mass"]
+
     def settled(self, round_: int) -> dict[str, Any]:
         """The settings, with the weight of the given label that a round has fitted, if it has, in place of the fit."""
         config = make_config(self.settings)

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
-from safetensors.numpy import load as load_safetensors
 
 from trainref_ray.config import Config, make_config
 from trainref_ray.data.reference import COLUMNS, class_of, read_reference_csv
@@ -146,14 +145,12 @@ def _curated(run: CurationRun, settings: Config, shard: int) -> tuple[pa.Table, 
     class or none."""
     table = run.stage("decisions").read_shard(shard)
     table = table.filter(pc.not_equal(table["decision"].cast(pa.string()), QUARANTINED))
-    transition = run.stage("transition")
-    mass = load_safetensors(run.tables.read_bytes(transition.path("transition.safetensors")))["mass"]
     distribution = curated_distributions(
         to_matrix(run.stage("distributions").read_shard(shard)["distribution"]),
         table["label"].to_numpy().astype(np.int64),
-        mass,
+        run.label_mass(),
         temperature=settings.vote.temperature,
-        given_weight=given_weight_of(transition, settings.vote),
+        given_weight=given_weight_of(run.stage("transition"), settings.vote),
     )
     return table, distribution
 

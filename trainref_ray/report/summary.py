@@ -109,15 +109,15 @@ def _arrays(run: CurationRun, round_: int) -> dict[str, np.ndarray]:
 def _labels_right(run: CurationRun) -> dict[str, float] | None:
     """Share of right labels by the references, with its standard error, and by the mean label quality of the others.
 
-    The two should agree where the references are a random choice; None where no other sample is of any class.
+    The two should agree where the references are a random choice. A class has the share of the samples that the sources
+    give it, as where the weight of the given label is fitted. None where no other sample is of any class.
     """
     arrays, trusted = _arrays(run, run.rounds), np.array(run.stages["references"]["labels"])
     others = ~arrays["is_reference"] & ~arrays["flagged_ood"]
-    shares = np.bincount(arrays["best"][others], minlength=len(run.class_names)).astype(np.float64)
-    if not shares[trusted].any():
+    if not others.any():
         return None
     given = arrays["given"][np.searchsorted(arrays["uid"], run.reference_uids)]
-    share, error = share_right(given == trusted, trusted, shares)
+    share, error = share_right(given == trusted, trusted, run.label_mass().sum(axis=1))
     return {"references": share, "standard_error": error, "label_quality": float(arrays["quality"][others].mean())}
 
 

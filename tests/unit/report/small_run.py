@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 from PIL import Image
+from safetensors.numpy import save as save_safetensors
 
 from trainref_ray import make_config
 from trainref_ray.report.summary import summarise
@@ -62,7 +63,7 @@ def finished_run(
     storage.write_bytes(RUN_FILE, yaml.safe_dump(config.model_dump(mode="json")).encode())
     storage.write_json("environment.json", {})
     uids = make_uids(0, len(KEYS))
-    names = ("embeddings", "supporters", "references", "ood", "decisions")
+    names = ("embeddings", "supporters", "references", "transition", "ood", "decisions")
     storage.write_json(
         "stages.json",
         {
@@ -137,6 +138,9 @@ def _write_round(storage: Storage, uids: np.ndarray, left_short: Sequence[int]) 
     members |= {"evidence": [0.5] * 4, "sha256": ["a", "b", "d", "e"]}
     storage.write_table(stage("references").path("members.parquet"), pa.table(members, REFERENCES))
     stage("references").finish({"given": 3, "members": 4, "classes_left_short": list(left_short)})
+    mass = np.stack([np.bincount(GIVEN[:count], weights=q[:count, label]) for label in range(2)])
+    storage.write_bytes(stage("transition").path("transition.safetensors"), save_safetensors({"mass": mass}))
+    stage("transition").finish({})
     stage("ood").finish({"cut": 1.0, "calibration_samples": 100})
     near = {"supporter_uid": np.tile(uids[[0, 3]], (count, 1)), "supporter_label": np.tile([0, 1], (count, 1))}
     similarity = fixed_size_list(np.tile([0.9, 0.8], (count, 1)), pa.float32())
