@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
-from safetensors.numpy import load as load_safetensors
 
 from trainref_ray.config import VoteSettings, make_config
 from trainref_ray.errors import ConfigError, ResumeError
@@ -39,7 +38,7 @@ def held_out_logits(model: Stage, file: str = HELD_OUT) -> tuple[np.ndarray, np.
     path = model.path(f"{file}_logits.safetensors")
     if not model.storage.exists(path):
         return None
-    content = load_safetensors(model.storage.read_bytes(path))
+    content = model.storage.read_tensors(path)
     return content["logits"], content["labels"]
 
 
@@ -51,6 +50,12 @@ def model_temperature(model: Stage) -> float:
 def given_weight_of(transition: Stage, settings: VoteSettings) -> float:
     """How much the given label weighs in a round: as the stage of its table has fitted it, else as set."""
     return float(transition.facts().get("given_weight", settings.given_weight))
+
+
+@lru_cache(maxsize=4)
+def label_mass_of(transition: Stage) -> np.ndarray:
+    """How much of each class lies under each given label in a round, float64 [C, C], class by label."""
+    return transition.storage.read_tensors(transition.path("transition.safetensors"))["mass"]
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,6 @@ class CurationRun:
     def settings(self) -> dict[str, Any]:
         """The settings as they were used."""
         return yaml.safe_load(self.storage.read_bytes(RUN_FILE))
-
-    def label_mass(self, round_: int | None = None) -> np.ndarray:
-        """How much of each class lies under each given label in a round, float64 [C, C], class by label."""
-        stage = self.stage("transition", round_)
-        return load_safetensors(stage.storage.read_bytes(stage.path("transition.safetensors")))["mass"]
 
     def settled(self, round_: int) -> dict[str, Any]:
         """The settings, with the weight of the given label that a round has fitted, if it has, in place of the fit."""

@@ -19,10 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
 
 from trainref_ray.errors import ResumeError
 from trainref_ray.stores import locate
@@ -118,6 +121,14 @@ class Storage:
     def write_json(self, path: str, content: Any) -> None:
         """Write a JSON file whole."""
         self.write_bytes(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+    def read_tensors(self, path: str) -> dict[str, np.ndarray]:
+        """Content of a safetensors file."""
+        return load_safetensors(self.read_bytes(path))
+
+    def write_tensors(self, path: str, tensors: dict[str, np.ndarray]) -> None:
+        """Write a safetensors file whole."""
+        self.write_bytes(path, save_safetensors(tensors))
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Content of a Parquet file.

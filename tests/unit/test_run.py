@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
@@ -28,9 +29,11 @@ def storage(tmp_path: Path) -> Storage:
 def test_files_are_written_whole_and_read_back(storage: Storage) -> None:
     storage.write_json("a/b.json", {"x": 1})
     storage.write_table("a/t.parquet", TABLE)
+    storage.write_tensors("a/n.safetensors", {"n": np.arange(3)})
     assert storage.read_json("a/b.json") == {"x": 1}
     assert storage.read_table("a/t.parquet").equals(TABLE)
-    assert storage.names("a") == ["b.json", "t.parquet"]
+    assert storage.read_tensors("a/n.safetensors")["n"].tolist() == [0, 1, 2]
+    assert storage.names("a") == ["b.json", "n.safetensors", "t.parquet"]
     assert storage.names("nothing") == []
 
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors.numpy import load as load_safetensors
 
 from trainref_ray.config import Config, VoteSettings
 from trainref_ray.distributed.supporter_pool import SupporterPool
 from trainref_ray.method import decide, influence, ood, steps
 from trainref_ray.models.probe import Probe
-from trainref_ray.results import given_weight_of, model_temperature
+from trainref_ray.results import given_weight_of, label_mass_of, model_temperature
 from trainref_ray.run import Stage
 from trainref_ray.schemas import OK, QUARANTINED, SHARD_BITS, fixed_size_list, soft_label_column, to_matrix
 from trainref_ray.training.calibrate import softmax
@@ -51,7 +50,7 @@ class RoundStages:
 @lru_cache(maxsize=4)
 def tensors(stage: Stage, name: str) -> dict[str, np.ndarray]:
     """A safetensors file of a stage; the fingerprint in its path makes the cache safe."""
-    return load_safetensors(stage.storage.read_bytes(stage.path(name)))
+    return stage.storage.read_tensors(stage.path(name))
 
 
 @lru_cache(maxsize=4)
@@ -243,7 +242,7 @@ def decisions_table(
     distribution = steps.curated_distributions(
         to_matrix(stages.distributions.read_shard(shard_id)["distribution"]),
         given_labels,
-        tensors(stages.transition, "transition.safetensors")["mass"],
+        label_mass_of(stages.transition),
         temperature=config.vote.temperature,
         given_weight=given_weight_of(stages.transition, config.vote),
     )

@@ -24,7 +24,7 @@ from trainref_ray.evaluate.ranking import Judgement
 from trainref_ray.method import influence, steps
 from trainref_ray.method.folds import deal_folds
 from trainref_ray.progress import Reporter
-from trainref_ray.results import given_weight_of
+from trainref_ray.results import given_weight_of, label_mass_of
 from trainref_ray.retrieval.index import SupporterIndex
 from trainref_ray.run import Stage
 from trainref_ray.schemas import to_matrix
@@ -107,7 +107,7 @@ def curate_left_out(stages: RoundStages, transition: Stage, uids: np.ndarray, co
     embeddings = influence.unit_rows(to_matrix(embedded["embedding"]))
     samples = gather_rows(stages.inventory, uids, ["label", "sha256"])
     members = curation.members(stages.references)
-    mass = curation.tensors(transition, "transition.safetensors")["mass"]
+    mass = label_mass_of(transition)
     settings = config.vote
     supporters = steps.find_supporters(
         SupporterIndex.build(members.embeddings, members.uids).search,

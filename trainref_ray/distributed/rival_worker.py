@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
 
 from trainref_ray.arrays import curate_arrays
 from trainref_ray.baselines import methods
@@ -113,7 +111,7 @@ def run_piece(job: RivalJob) -> str | None:
         if job.method != OUT_OF_FOLD:
             raise
         return _reason(error)
-    job.stage.storage.write_bytes(job.stage.path(PIECE), save_safetensors(tensors))
+    job.stage.storage.write_tensors(job.stage.path(PIECE), tensors)
     job.stage.finish({"seconds": round(time.perf_counter() - started, 3)})
     return None
 
@@ -131,7 +129,7 @@ def run_method(job: RivalJob) -> str | None:
         result, facts = _judge(job, run, read_split(run))
     except (ConfigError, FloatingPointError, ValueError) as error:
         return _reason(error)
-    job.stage.storage.write_bytes(job.stage.path(RESULT), save_safetensors(to_tensors(result)))
+    job.stage.storage.write_tensors(job.stage.path(RESULT), to_tensors(result))
     job.stage.finish({"seconds": round(time.perf_counter() - started, 3)} | facts)
     return None
 
@@ -151,12 +149,12 @@ def scores_key(job: RivalJob, resamples: int) -> list[Any]:
 
 def load_result(stage: Stage) -> RivalResult:
     """What `run_method` saved."""
-    return from_tensors(load_safetensors(stage.storage.read_bytes(stage.path(RESULT))))
+    return from_tensors(stage.storage.read_tensors(stage.path(RESULT)))
 
 
 def load_piece(stage: Stage) -> dict[str, np.ndarray]:
     """What `run_piece` saved."""
-    return load_safetensors(stage.storage.read_bytes(stage.path(PIECE)))
+    return stage.storage.read_tensors(stage.path(PIECE))
 
 
 def _load_truth(stage: Stage) -> Truth:

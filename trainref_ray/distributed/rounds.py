@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import save as save_safetensors
 
 from trainref_ray import schemas
 from trainref_ray.config import Config
@@ -181,7 +180,7 @@ def _augment(context: Context, stages: RoundStages) -> None:
         )
         vectors = _vectors(stages.embeddings, uids[rows])
         context.storage.write_table(stage.path("members.parquet"), check(members, schemas.REFERENCES, stage.folder))
-        context.storage.write_bytes(stage.path("vectors.safetensors"), save_safetensors({"vectors": vectors}))
+        context.storage.write_tensors(stage.path("vectors.safetensors"), {"vectors": vectors})
         stage.finish(
             {
                 "members": len(rows),
@@ -237,7 +236,7 @@ def _sum_label_mass(context: Context, stages: RoundStages) -> None:
         for shard in context.shards:
             mass += curation.label_mass(stages, shard.shard_id, context.config.vote.temperature)
             progress.advance(context.usable[shard.shard_id])
-        context.storage.write_bytes(stage.path("transition.safetensors"), save_safetensors({"mass": mass}))
+        context.storage.write_tensors(stage.path("transition.safetensors"), {"mass": mass})
         fits = context.config.fits_given_weight
         stage.finish({"given_weight": _fit_given_weight(context, stages, mass)} if fits else {})
         progress.advance(0, shards=1)
@@ -301,7 +300,7 @@ def _cut_ood(context: Context, stages: RoundStages) -> None:
         nothing = np.zeros((0, 0), np.float32)
         gaussian = fitted.gaussian or ood.Gaussian(nothing, nothing)
         content = {"means": gaussian.means, "precision": gaussian.precision}
-        context.storage.write_bytes(stage.path("gaussian.safetensors"), save_safetensors(content))
+        context.storage.write_tensors(stage.path("gaussian.safetensors"), content)
         if math.isinf(fitted.cut):
             context.reporter.message(
                 f"round {stage.round} ood: no sample is called ood: the {len(drawn)} samples to set the cut on are too "
@@ -339,8 +338,8 @@ def fit_probe_task(
     options = config.probe.model_dump()
     probe = fit_probe(vectors[kept], labels[kept], classes=classes, **options, seed=config.seed, device=device)
     content = {"weight": probe.weight} | ({} if probe.bias is None else {"bias": probe.bias})
-    storage.write_bytes(stage.path("probe.safetensors"), save_safetensors(content))
+    storage.write_tensors(stage.path("probe.safetensors"), content)
     trusted = {"uids": references.uids, "labels": references.labels}
-    storage.write_bytes(stage.path("trusted.safetensors"), save_safetensors(trusted))
+    storage.write_tensors(stage.path("trusted.safetensors"), trusted)
     given = {"labels": curating.labels, "embeddings": vectors[np.searchsorted(uids, curating.uids)]}
-    storage.write_bytes(stage.path("given.safetensors"), save_safetensors(given))
+    storage.write_tensors(stage.path("given.safetensors"), given)

@@ -16,8 +16,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
 
 from trainref_ray.config import PretrainSettings
 from trainref_ray.data.images import stored_size
@@ -119,7 +117,7 @@ def _held_out(stage: Stage, file: str) -> tuple[np.ndarray, np.ndarray] | None:
     path = stage.path(f"{file}.safetensors")
     if not stage.storage.exists(path):
         return None
-    tensors = load_safetensors(stage.storage.read_bytes(path))
+    tensors = stage.storage.read_tensors(path)
     return tensors["pixels"], tensors["labels"]
 
 
@@ -138,7 +136,7 @@ def _release(job: TrainJob, model: Any, state: TrainState, scratch: Path) -> Non
         if held_out is not None:
             _, logits = predict(model, held_out[0], device=device, bf16=use_bf16(job.cluster.bf16, device))
             tensors = {"logits": logits, "labels": held_out[1]}
-            storage.write_bytes(job.stage.path(f"{file}_logits.safetensors"), save_safetensors(tensors))
+            storage.write_tensors(job.stage.path(f"{file}_logits.safetensors"), tensors)
     job.stage.finish({"epochs": len(state.history)})
 
 

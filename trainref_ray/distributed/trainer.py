@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import ray
 from safetensors import SafetensorError
-from safetensors.numpy import save as save_safetensors
 
 from trainref_ray.config import PretrainSettings, TrainSettings
 from trainref_ray.distributed.datasource import ReadPlan, ShardRead
@@ -107,7 +106,7 @@ def save_held_out(stage: Stage, file: str, held_out: HeldOut) -> None:
         held_out: not empty.
     """
     tensors = {"pixels": held_out.pixels, "labels": held_out.labels}
-    stage.storage.write_bytes(stage.path(f"{file}.safetensors"), save_safetensors(tensors))
+    stage.storage.write_tensors(stage.path(f"{file}.safetensors"), tensors)
 
 
 def build_model(spec: ModelSpec) -> Classifier:

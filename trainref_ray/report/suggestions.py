@@ -22,7 +22,7 @@ from trainref_ray.method.suggest import suggest
 from trainref_ray.report.figures import thumbnail
 from trainref_ray.report.image_files import read_image_files
 from trainref_ray.report.page import TEMPLATES, page_environment, policy_hash
-from trainref_ray.results import CurationRun, given_weight_of
+from trainref_ray.results import CurationRun, given_weight_of, label_mass_of
 from trainref_ray.schemas import QUARANTINED, SHARD_BITS, to_matrix
 
 CANDIDATES, POINTS = 10_000, 4_000
@@ -145,12 +145,13 @@ def _curated(run: CurationRun, settings: Config, shard: int) -> tuple[pa.Table, 
     class or none."""
     table = run.stage("decisions").read_shard(shard)
     table = table.filter(pc.not_equal(table["decision"].cast(pa.string()), QUARANTINED))
+    transition = run.stage("transition")
     distribution = curated_distributions(
         to_matrix(run.stage("distributions").read_shard(shard)["distribution"]),
         table["label"].to_numpy().astype(np.int64),
-        run.label_mass(),
+        label_mass_of(transition),
         temperature=settings.vote.temperature,
-        given_weight=given_weight_of(run.stage("transition"), settings.vote),
+        given_weight=given_weight_of(transition, settings.vote),
     )
     return table, distribution
 

@@ -19,7 +19,7 @@ from trainref_ray.config import Config, make_config
 from trainref_ray.evaluate import metrics
 from trainref_ray.method.vote import share_right
 from trainref_ray.report.content import FEWER_REFERENCES
-from trainref_ray.results import CurationRun, given_weight_of, model_temperature
+from trainref_ray.results import CurationRun, given_weight_of, label_mass_of, model_temperature
 from trainref_ray.schemas import DECISIONS, dense_soft_labels, to_matrix
 
 UNKNOWN = -2
@@ -117,7 +117,7 @@ def _labels_right(run: CurationRun) -> dict[str, float] | None:
     if not others.any():
         return None
     given = arrays["given"][np.searchsorted(arrays["uid"], run.reference_uids)]
-    share, error = share_right(given == trusted, trusted, run.label_mass().sum(axis=1))
+    share, error = share_right(given == trusted, trusted, label_mass_of(run.stage("transition")).sum(axis=1))
     return {"references": share, "standard_error": error, "label_quality": float(arrays["quality"][others].mean())}
 
 

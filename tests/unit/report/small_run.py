@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import yaml
 from PIL import Image
-from safetensors.numpy import save as save_safetensors
 
 from trainref_ray import make_config
 from trainref_ray.report.summary import summarise
@@ -139,7 +138,7 @@ def _write_round(storage: Storage, uids: np.ndarray, left_short: Sequence[int]) 
     storage.write_table(stage("references").path("members.parquet"), pa.table(members, REFERENCES))
     stage("references").finish({"given": 3, "members": 4, "classes_left_short": list(left_short)})
     mass = np.stack([np.bincount(GIVEN[:count], weights=q[:count, label]) for label in range(2)])
-    storage.write_bytes(stage("transition").path("transition.safetensors"), save_safetensors({"mass": mass}))
+    storage.write_tensors(stage("transition").path("transition.safetensors"), {"mass": mass})
     stage("transition").finish({})
     stage("ood").finish({"cut": 1.0, "calibration_samples": 100})
     near = {"supporter_uid": np.tile(uids[[0, 3]], (count, 1)), "supporter_label": np.tile([0, 1], (count, 1))}
