@@ -104,6 +104,11 @@ def test_notes_name_the_views_that_only_trainref_and_one_rival_train_on() -> Non
     assert "temperature that fits the held-out references" in plain
     assert "disc, which releases its last as trainref's fine-tunings do" in plain
     assert "of the model that was trained on the noisy labels; their seconds" in plain
+    assert "disc has its published optimizer" not in plain
+    given = " ".join(
+        comparison_notes(setups, make_config({"pretrain": {"objective": "none"}, "model": {"weights": "public"}}))
+    )
+    assert "disc has its published optimizer" in given
     label_free = " ".join(comparison_notes(setups, make_config({"pretrain": {"objective": "contrastive"}})))
     assert "of the model that was trained without labels; their seconds" in label_free
 

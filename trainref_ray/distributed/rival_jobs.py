@@ -96,7 +96,8 @@ def depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, Any
         return content | {"decisions": stages["rounds"][0]["decisions"]}
     if name in methods.REWEIGHTED:
         changed = make_config(settings, methods.REWEIGHTED[name]).model_dump(mode="json")
-        return content | {key: changed[key] for key in ("probe", "augment", "vote", "ood", "decide")}
+        weighed = {"transition": stages["rounds"][0]["transition"]}  # its fingerprint covers how the weight is fitted
+        return content | weighed | {key: changed[key] for key in ("probe", "augment", "vote", "ood", "decide")}
     if name in methods.CLEANLAB:
         return content | {"cleanlab": version("cleanlab")}
     return content

@@ -140,13 +140,19 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float 
 
 
 def ece_mass(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float | None:
-    """Expected calibration error over bins of equal numbers of samples (as equal as N allows); None without rows."""
+    """Expected calibration error over bins of equal numbers of samples (as equal as N allows); None without rows.
+
+    Samples of one confidence that fall into two bins each count as right as often as all of them are, so that the rows'
+    order does not matter.
+    """
     if not len(labels):
         return None
     confidence = probabilities.max(axis=1).astype(np.float64)
     number = np.empty(len(labels), np.int64)
     number[np.argsort(confidence, kind="stable")] = np.arange(len(labels)) * bins // len(labels)
-    return _gap(_binned(confidence, probabilities.argmax(axis=1) == labels, number))
+    _, tied = np.unique(confidence, return_inverse=True)
+    right = np.bincount(tied, weights=probabilities.argmax(axis=1) == labels) / np.bincount(tied)
+    return _gap(_binned(confidence, right[tied], number))
 
 
 def quality_ece(label_quality: np.ndarray, right: np.ndarray, bins: int = 15) -> float | None:

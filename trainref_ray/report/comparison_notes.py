@@ -33,8 +33,14 @@ def comparison_notes(setups: Sequence[dict[str, Any]], config: Config) -> list[s
         + " or ".join(f"{passes:,}" for passes in sorted({setup["image_passes"] for setup in setups}))
         + " forward-backward image passes: what trainref's own trainings made, each view counted.",
         "Methods on embeddings, and trainref/… without a training, get round 1's float16 embeddings, of "
-        f"{FIRST_MODELS[config.pretrain.objective]}; their seconds leave what was trained before out.",
+        f"{FIRST_MODELS[config.pretrain.objective]}; their seconds leave what was trained before out. trainref/… among "
+        "them curate round 1 again with the weight of the given label that it has, fitted or set.",
     ]
+    if config.pretrain.objective == "none":
+        notes.append(
+            "disc has its published optimizer, learning rate and batch size, which are for weights from scratch, and "
+            "trains the whole network; the other rivals have the fine-tuning's."
+        )
     views = finetune_views(config)
     if config.finetune_model and views != {name: getattr(rival_settings(config), name) for name in views}:
         strong = ", ".join(f"{name} {views[name]:g}" for name in ("randaugment", "mixup"))

@@ -75,7 +75,7 @@ def confidence_content(
     size: int,
     seed: int,
 ) -> Confidence | None:
-    """Draw images at random, the same number from each way in which the two models differ or agree.
+    """Draw images at random, as many (to within one) from each way in which the two models differ or agree.
 
     A draw from all images alike would show the easy ones; how many each group stands for is told beside it.
 
@@ -96,10 +96,10 @@ def confidence_content(
     if not known.any():
         return None
     random = np.random.default_rng(seed)
-    groups = []
+    groups: list[ConfidenceGroup] = []
     for form, rows in zip(GROUPS, (ours & ~theirs, ~ours & theirs, ours & theirs, ~ours & ~theirs), strict=True):
         members = np.flatnonzero(rows & known)
-        drawn = np.sort(random.permutation(members)[: -(-size // len(GROUPS))])
+        drawn = np.sort(random.permutation(members)[: (size + len(groups)) // len(GROUPS)])
         cards = [
             ConfidenceCard(
                 row=int(row),

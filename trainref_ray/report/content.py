@@ -42,6 +42,8 @@ def metric_label(name: str) -> str:
 
 def baseline_label(name: str) -> str:
     """The words for a baseline of `summary.json`."""
+    if name == "cross_entropy":
+        return "first model (cross-entropy)"  # of the pre-training alone, which trainref trains on from
     count = name.removeprefix(FEWER_REFERENCES)
     if count == name:
         return name.replace("_", " ")

@@ -262,8 +262,9 @@ def _fewer_references(run: CurationRun, config: Config, per_class: int) -> dict[
         labels[chosen],
         classes=len(run.class_names),
         seed=config.seed,
-        settings=make_config(run.settled(1)),
+        settings=config,
         model_probabilities=None if model is None else model[others],
+        reference_given_labels=arrays["given"][rows] if config.fits_given_weight else None,
     )
     part = {name: values[others] for name, values in arrays.items()}
     part |= {

@@ -19,7 +19,8 @@ def build_exact_search(
     """A search over members with the contract of `SupporterIndex.search`, but for ties.
 
     Similarities are float32 sums: members within a rounding error (1e-6) of each other may come in another order than
-    with `SupporterIndex`, which sums in float64.
+    with `SupporterIndex`, which sums in float64. Of more such members than there is room for at the end of the k, any
+    may be among them; `SupporterIndex` takes those of the lowest ids.
 
     Args:
         vectors: float32 [M, D], unit norm; M may be 0.

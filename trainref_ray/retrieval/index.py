@@ -69,12 +69,6 @@ class SupporterIndex:
         """The index as the content of a FAISS file."""
         return faiss.serialize_index(self._index).tobytes()
 
-    def save(self, path: str | Path) -> str:
-        """Write a FAISS file and return its sha256, hexadecimal."""
-        content = self.to_bytes()
-        Path(path).write_bytes(content)
-        return hashlib.sha256(content).hexdigest()
-
     def write(self, storage: BytesStore, path: str) -> tuple[str, str]:
         """Write the FAISS file into a store; returns its path there and its sha256."""
         content = self.to_bytes()

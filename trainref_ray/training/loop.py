@@ -185,7 +185,7 @@ def train(
     Raises:
         ValueError: a wrapped model is to be frozen but was not before it was wrapped, too few batches came, or
             validation images came with the contrastive objective.
-        FloatingPointError: the loss is not finite any more.
+        FloatingPointError: the loss is not finite any more, or what the model says of the validation images.
     """
     core = _unwrap(model)
     if plan.objective == "contrastive" and validation is not None:
@@ -327,11 +327,16 @@ def validate(
         validation: uint8 [R, S', S', 3] and int [R].
         device: where to compute.
         bf16: see `predict`.
+
+    Raises:
+        FloatingPointError: the model says what is not finite.
     """
     if validation is None or len(validation[0]) == 0:
         return None, None
     pixels, labels = validation
     _, logits = predict(model, pixels, device=device, bf16=bf16)
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the model's outputs for held-out references are not finite; lower learning_rate")
     scaled = torch.from_numpy(logits / fit_temperature(logits, labels))
     loss = functional.cross_entropy(scaled, torch.from_numpy(labels.astype(np.int64)))
     return float(loss), float((logits.argmax(axis=1) == labels).mean())

@@ -49,6 +49,18 @@ def test_confidence_figures_by_hand():
     assert metrics.nll(np.array([[1.0, 0.0]]), np.array([1])) == pytest.approx(-np.log(metrics.FLOOR))
 
 
+def test_bins_of_equal_numbers_do_not_depend_on_the_order_of_ties():
+    sure = np.tile([0.2, 0.8], (10, 1))
+    labels = np.array([1] * 8 + [0] * 2)  # as often right as it says
+    assert metrics.ece_mass(sure, labels, bins=5) == pytest.approx(0)
+    assert metrics.ece_mass(sure, labels[::-1], bins=5) == pytest.approx(0)
+    # 2 bins: {0.7 wrong, a 0.8}, {a 0.8, a 0.8}; of the three 0.8 two are right
+    mixed, labels = np.array([[0.3, 0.7], *[[0.2, 0.8]] * 3]), np.array([0, 1, 1, 0])
+    by_hand = (abs(2 / 3 / 2 - 0.75) + abs(2 / 3 - 0.8)) / 2
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
+        assert metrics.ece_mass(mixed[order], labels[order], bins=2) == pytest.approx(by_hand)
+
+
 def test_reliability_bins_by_hand():
     found = metrics.reliability_bins(P, LABELS, bins=4)  # (0.5, 0.75]: 0.6 wrong, 0.65 right; (0.75, 1]: both right
     assert found.count.tolist() == [2, 2]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_run
 from small_run import finished_run, pictures
 
+from trainref_ray.arrays import curate_arrays
 from trainref_ray.cli import result_rows
 from trainref_ray.report import summary
 from trainref_ray.report.card import dataset_card
@@ -21,7 +23,7 @@ def test_a_test_set_measures_the_model(tmp_path: Path) -> None:
     assert [figure.value for figure in content.headline if figure.name == "accuracy"] == [0.75]
     assert [diagram.bins.count.sum() for diagram in content.reliability] == [4, 4]
     assert content.reliability[0].ece == pytest.approx(abs(0.75 - 1 / (1 + 2.718281828**-3)))
-    assert [name for name, _ in content.results.rows] == ["cross entropy", "trainref"]
+    assert [name for name, _ in content.results.rows] == ["first model (cross-entropy)", "trainref"]
     assert not any("test image" in note for note in content.notes)
 
 
@@ -96,12 +98,31 @@ def test_without_another_sample_of_a_class_nothing_is_said_of_right_labels(
     assert not any("given_weight" in note for note in collect(run, pictures).notes)
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_fewer_references_weigh_the_given_labels_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: bool
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def spy(*arguments: Any, **named: Any) -> Any:
+        asked.append(named)
+        return curate_arrays(*arguments, **named)
+
+    monkeypatch.setattr(summary, "curate_arrays", spy)
+    source = {"reference_per_class": 2, "reference": None} if drawn else {"reference": "refs.csv"}
+    finished_run(tmp_path, settings={"evaluate": {"fewer_references": [1]}} | source)
+    [named] = asked
+    assert named["settings"].vote.fit_given_weight == "drawn"
+    given = named["reference_given_labels"]
+    assert given is None if not drawn else given.tolist() == [0, 0]  # of a and d, whose trusted labels are 0 and 1
+
+
 def test_fewer_references_are_tried_where_that_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fewer = {"evaluate": {"fewer_references": [1]}}
     run = finished_run(tmp_path / "known", settings=fewer)
     assert run.summary["baselines"]["references_per_class_1"]["relabel_accuracy"] is not None
     names = [name for name, _ in collect(run, pictures).results.rows]
-    assert names == ["cross entropy", "trainref before fine-tuning, 1 reference a class", "trainref"]
+    assert names == ["first model (cross-entropy)", "trainref before fine-tuning, 1 reference a class", "trainref"]
     assert [name for name, _ in result_rows(run.summary)] == names
 
     monkeypatch.setattr(summary, "curate_arrays", lambda *_, **__: pytest.fail("a curation for a row of dashes"))

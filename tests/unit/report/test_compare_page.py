@@ -58,19 +58,21 @@ def test_no_more_images_than_asked_for_are_drawn_alike_under_a_seed() -> None:
     random = np.random.default_rng(0)
     probabilities = [random.dirichlet(np.ones(3), 400) for _ in range(2)]
 
-    def rows(seed: int) -> list[list[int]]:
+    def rows(seed: int, size: int = 8) -> list[list[int]]:
         content = confidence_content(
             probabilities,
             np.zeros(400, np.int64),
             names=("a", "b"),
             class_names=CLASSES,
             temperatures=(1.0, 1.0),
-            size=8,
+            size=size,
             seed=seed,
         )
         return [[card.row for card in group.cards] for group in content.groups]
 
     assert [len(group) for group in rows(0)] == [2, 2, 2, 2]
+    assert [len(group) for group in rows(0, size=10)] == [2, 2, 3, 3]
+    assert [len(group) for group in rows(0, size=1)] == [0, 0, 0, 1]
     assert rows(0) == rows(0) != rows(1)
 
 

@@ -28,7 +28,7 @@ def test_metrics_have_words_and_unknown_ones_keep_their_name() -> None:
 
 
 def test_baselines_have_words() -> None:
-    assert baseline_label("cross_entropy") == "cross entropy"
+    assert baseline_label("cross_entropy") == "first model (cross-entropy)"
     assert baseline_label("references_per_class_1") == "trainref before fine-tuning, 1 reference a class"
     assert baseline_label("references_per_class_5") == "trainref before fine-tuning, 5 references a class"
 

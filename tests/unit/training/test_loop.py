@@ -303,6 +303,12 @@ def test_too_few_batches_and_a_diverged_loss_are_errors() -> None:
         train(model(), broken, PLAN)
 
 
+def test_a_step_that_is_too_large_is_told_by_the_held_out_references() -> None:
+    plan = replace(PLAN, epochs=1, steps_per_epoch=1, warmup=0.0, learning_rate=1e30)  # the loss was before the step
+    with pytest.raises(FloatingPointError, match="held-out references are not finite; lower learning_rate"):
+        train(model(), batches(), plan, validation=data(6))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_saved_state_comes_back_and_replaces_the_earlier_one(tmp_path: Path, optimizer: str) -> None:
     plan = replace(PLAN, optimizer=optimizer, learning_rate=0.01, keep_best=True)
