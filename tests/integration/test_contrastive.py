@@ -62,7 +62,7 @@ def test_what_needs_a_trained_head_is_left_out(run: CurationRun, capsys: pytest.
     print_results(run)
     table = capsys.readouterr().out
     assert "trainref" in table
-    assert "cross entropy" not in table
+    assert "first model" not in table
     page = run.storage.read_bytes("report/index.html").decode()
     assert "there is no cross-entropy on the noisy labels to compare with" in page
     assert "The labels of 30 references were seen by no training" in page
