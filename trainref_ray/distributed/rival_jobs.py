@@ -57,7 +57,6 @@ def run_facts(run: CurationRun) -> dict[str, Any]:
 def depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
     """Everything that may change a method's result, as plain data."""
     stages = run.stages
-    settings = config.model_dump(mode="json")
     content: dict[str, Any] = {
         "method": name,
         "versions": [METHOD_VERSION, COMPARE_VERSION],
@@ -95,9 +94,8 @@ def depends_on(name: str, run: CurationRun, config: Config, facts: dict[str, Any
     if name == methods.FIRST_ROUND:
         return content | {"decisions": stages["rounds"][0]["decisions"]}
     if name in methods.REWEIGHTED:
-        changed = make_config(settings, methods.REWEIGHTED[name]).model_dump(mode="json")
-        weighed = {"transition": stages["rounds"][0]["transition"]}  # its fingerprint covers how the weight is fitted
-        return content | weighed | {key: changed[key] for key in ("probe", "augment", "vote", "ood", "decide")}
+        changed = make_config(run.settled(1), methods.REWEIGHTED[name]).model_dump(mode="json")
+        return content | {key: changed[key] for key in ("probe", "augment", "vote", "ood", "decide")}
     if name in methods.CLEANLAB:
         return content | {"cleanlab": version("cleanlab")}
     return content

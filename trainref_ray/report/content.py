@@ -45,8 +45,6 @@ def baseline_label(name: str) -> str:
     if name == "cross_entropy":
         return "first model (cross-entropy)"  # of the pre-training alone, which trainref trains on from
     count = name.removeprefix(FEWER_REFERENCES)
-    if count == name:
-        return name.replace("_", " ")
     return f"trainref before fine-tuning, {count} {'reference' if count == '1' else 'references'} a class"
 
 
